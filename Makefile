@@ -1,0 +1,53 @@
+# Every target does all of its own set-up: it makes .venv, installs the pinned packages once, and runs.
+# Needs python3 (3.10 to 3.13) and make; `make PYTHON=/path/to/python3.12 …` picks another Python.
+
+PINS := tests/requirements.txt
+VENV := .venv
+READY := $(VENV)/ready
+BIN := $(VENV)/bin
+
+# Core ML tools have no build for Python 3.14 yet, and a Mac's own python3 may be 3.9.
+FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	"$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; exit; }; done)
+
+.PHONY: help demo test check lint types format clean
+
+help:
+	@echo "make demo    the whole path on the embedded model and sample, offline"
+	@echo "make test    the tests"
+	@echo "make check   lint, types and tests with coverage: what CI runs"
+	@echo "make format  put the sources into the form that lint expects"
+	@echo "make clean   remove .venv and caches"
+
+demo: $(READY)
+	$(BIN)/medphi demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: lint types
+	$(BIN)/python -m pytest --cov
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Written last, so that an interrupted install is started again; --clear, so that only what is pinned is there.
+$(READY): $(PINS) pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found; install one or give PYTHON=…" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pip|setuptools|wheel)==' $(PINS))
+	$(BIN)/python -m pip install --quiet --no-build-isolation --requirement $(PINS)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info

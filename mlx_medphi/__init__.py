@@ -1,0 +1,122 @@
+"""Teach Phi-3 to write medical notes from conversations, and keep or fuse what it learned.
+
+    import mlx_medphi as mp
+
+    model, tokenizer = mp.load("models/phi-3-mini")
+    splits = mp.prepare(mp.load_examples("MTS-Dialog-TrainingSet.csv"))
+    mp.train(model, tokenizer, splits.train, splits.valid, out="runs/a", lora=mp.LoRAConfig())
+    mp.save_adapter(model, "medical_changes.safetensors")
+    print(mp.generate_note(model, tokenizer, splits.test[0].conversation))
+
+Every name is imported when it is first used: importing the package loads neither MLX nor
+coremltools.
+Not a medical device: a note written by a model must be read and corrected by a clinician.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterError",
+    "CheckpointError",
+    "ConfigError",
+    "Conversation",
+    "DataError",
+    "Example",
+    "FuseError",
+    "GenerateConfig",
+    "GenerationError",
+    "HubError",
+    "LoRAConfig",
+    "MedPhiError",
+    "Note",
+    "SplitPlan",
+    "Splits",
+    "Tokenizer",
+    "TokenizerError",
+    "TrainConfig",
+    "TrainingError",
+    "Turn",
+    "UsageError",
+    "generate_note",
+    "load",
+    "load_examples",
+    "measure_lengths",
+    "prepare",
+    "read_splits",
+    "save_model",
+    "stream_note",
+    "summarise",
+    "write_splits",
+]
+
+# The names of each module, in the order of the layers.
+_MODULES = {
+    "errors": (
+        "AdapterError",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "FuseError",
+        "GenerationError",
+        "HubError",
+        "MedPhiError",
+        "TokenizerError",
+        "TrainingError",
+        "UsageError",
+    ),
+    "config": ("GenerateConfig", "LoRAConfig", "TrainConfig"),
+    "data.assign": ("SplitPlan",),
+    "data.examples": ("Conversation", "Example", "Note", "Turn"),
+    "data.load": ("load_examples",),
+    "data.prepared": ("read_splits", "write_splits"),
+    "data.splits": ("Splits", "prepare"),
+    "data.summary": ("summarise",),
+    "text.lengths": ("measure_lengths",),
+    "text.tokenizer": ("Tokenizer",),
+    "model.checkpoint": ("load", "save_model"),
+    "model.generate": ("generate_note", "stream_note"),
+}
+
+if TYPE_CHECKING:
+    from mlx_medphi.config import GenerateConfig, LoRAConfig, TrainConfig
+    from mlx_medphi.data.assign import SplitPlan
+    from mlx_medphi.data.examples import Conversation, Example, Note, Turn
+    from mlx_medphi.data.load import load_examples
+    from mlx_medphi.data.prepared import read_splits, write_splits
+    from mlx_medphi.data.splits import Splits, prepare
+    from mlx_medphi.data.summary import summarise
+    from mlx_medphi.errors import (
+        AdapterError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        FuseError,
+        GenerationError,
+        HubError,
+        MedPhiError,
+        TokenizerError,
+        TrainingError,
+        UsageError,
+    )
+    from mlx_medphi.model.checkpoint import load, save_model
+    from mlx_medphi.model.generate import generate_note, stream_note
+    from mlx_medphi.text.lengths import measure_lengths
+    from mlx_medphi.text.tokenizer import Tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(import_module(f"mlx_medphi.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'mlx_medphi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,123 @@
+"""Options made from the settings' own fields: no default and no help text is written twice."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import typer
+
+__all__ = ["AdapterOption", "JsonOption", "ModelOption", "field_help", "with_settings"]
+
+Verb = TypeVar("Verb", bound=Callable[..., int])
+_ATTRIBUTE = re.compile(r"^    (\w+): (.+)$")
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="DIR|ID", help="A Phi-3 checkpoint directory, or a hub id OWNER/NAME."
+    ),
+]
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter", metavar="PATH", help="An adapter: own file, mlx-lm or PEFT directory."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def field_help(config: type) -> dict[str, str]:
+    """The text of each field in the `Attributes:` part of a class's docstring, on one line."""
+    texts: dict[str, str] = {}
+    name = ""
+    _, _, attributes = inspect.cleandoc(config.__doc__ or "").partition("Attributes:\n")
+    for line in attributes.splitlines():
+        if found := _ATTRIBUTE.match(line):
+            name = found[1]
+            texts[name] = found[2]
+        elif name and line.strip():
+            texts[name] += " " + line.strip()
+    return texts
+
+
+def with_settings(*configs: type, more: dict[str, str] | None = None) -> Callable[[Verb], Verb]:
+    """Give a verb one option for each field of the settings.
+
+    The verb takes them as `**typed: Any`; one that was not typed is absent, so that a file's value
+    or the default stands.
+
+    Args:
+        configs: dataclasses whose docstrings describe their fields.
+        more: further choices that a field has on the command line, by field.
+    """
+    options = [option for config in configs for option in _options(config, more or {})]
+
+    def decorate(verb: Verb) -> Verb:
+        own = inspect.signature(verb, eval_str=True)
+        kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+
+        def called(**values: Any) -> int:
+            unset = {p.name for p in options if values[p.name] in (None, [])}
+            return verb(**{name: value for name, value in values.items() if name not in unset})
+
+        called.__name__, called.__doc__ = verb.__name__, verb.__doc__
+        called.__module__ = verb.__module__
+        called.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in (*kept, *options)}
+        return called  # type: ignore[return-value]
+
+    return decorate
+
+
+def _options(config: type, more: dict[str, str]) -> list[inspect.Parameter]:
+    hints = get_type_hints(config)
+    helps = field_help(config)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=_annotation(
+                field, hints[field.name], helps[field.name], more.get(field.name)
+            ),
+        )
+        for field in fields(config)
+    ]
+
+
+def _annotation(field: Field[Any], hint: Any, text: str, more: str | None) -> Any:
+    flag = "--" + field.name.replace("_", "-")
+    name: str = flag
+    metavar = None
+    default = None if field.default is MISSING else field.default
+    if hint is bool:
+        name = f"{flag}/--no-{flag[2:]}"
+        default = None if default is None else flag[2:] if default else f"no-{flag[2:]}"
+    if get_origin(hint) is Literal:
+        choices = [str(choice) for choice in get_args(hint)]
+        metavar = "|".join([*choices, more] if more else choices)
+    if get_origin(hint) is tuple:
+        default = ", ".join(default) if default else None
+        text = f"{text} Repeat the option for several."
+    shown = str(default) if default is not None else False
+    option = typer.Option(name, help=_sentence(text), show_default=shown, metavar=metavar)
+    return Annotated[_plain_type(hint) | None, option]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _plain_type(hint: Any) -> Any:
+    """What typer parses: a field's choices are checked by the settings, which name them all."""
+    if get_origin(hint) is Literal:
+        return str
+    if get_origin(hint) is tuple:
+        return list[str]
+    options = [option for option in get_args(hint) if option is not type(None)]
+    return options[0] if options else hint

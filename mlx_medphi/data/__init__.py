@@ -1,0 +1,1 @@
+"""Text in, examples out: readers, splits, screening and the note prompt."""

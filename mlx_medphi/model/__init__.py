@@ -1,0 +1,1 @@
+"""Phi-3 on MLX: checkpoints, adapters, fusing and generation."""

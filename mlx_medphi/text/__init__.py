@@ -1,0 +1,1 @@
+"""Examples in, tokens out: the tokenizer, the chat format and packing."""

@@ -1,0 +1,139 @@
+"""The tokenizer files of a checkpoint directory, read and checked; nothing here writes to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from mlx_medphi.errors import TokenizerError
+
+__all__ = ["TokenizerFiles"]
+
+_TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+_TEMPLATE, _GENERATION = "chat_template.jinja", "generation_config.json"
+_COMPANIONS = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizerFiles:
+    """What the files say.
+
+    Args:
+        paths: the files that exist, by name.
+        pipeline: tokenizer.json as it is, without cutting to a length and without padding.
+        plain: the same without added tokens, and without vocabulary entries for them.
+        chat_template: the jinja source.
+        tokens: the text of bos_token, eos_token and pad_token where the config names them.
+        generation_stops: eos_token_id of generation_config.json, empty when there is none.
+    """
+
+    paths: Mapping[str, Path]
+    pipeline: tokenizers.Tokenizer
+    plain: tokenizers.Tokenizer
+    chat_template: str
+    tokens: Mapping[str, str]
+    generation_stops: tuple[int, ...]
+
+    @classmethod
+    def read(cls, directory: Path) -> TokenizerFiles:
+        """Read the files of a checkpoint directory.
+
+        Raises:
+            TokenizerError: a file is missing or damaged; the message names it.
+        """
+        names = (_TOKENIZER, _CONFIG, _TEMPLATE, _GENERATION, *_COMPANIONS)
+        paths = {name: directory / name for name in names if (directory / name).is_file()}
+        config = _read_json(directory / _CONFIG)
+        pipeline, plain = _pipelines(directory / _TOKENIZER)
+        return cls(
+            paths=paths,
+            pipeline=pipeline,
+            plain=plain,
+            chat_template=_chat_template(paths, config, directory / _CONFIG),
+            tokens={name: _token(config, name) for name in ("bos_token", "eos_token", "pad_token")},
+            generation_stops=_generation_stops(paths.get(_GENERATION), pipeline),
+        )
+
+
+def _pipelines(path: Path) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+    spec = _read_json(path)
+    model, tokens = spec.get("model"), spec.get("added_tokens")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not tokens:
+        raise _damaged(path, "no vocabulary or no added_tokens")
+    added = {token["content"] for token in tokens}
+    # Without its entry a token cannot come out of merges, fallbacks or whole-word look-ups.
+    vocab = {text: number for text, number in model["vocab"].items() if text not in added}
+    plain: dict[str, Any] = {
+        "added_tokens": [],
+        "post_processor": None,
+        "model": {**model, "vocab": vocab},
+    }
+    # A saved truncation would cut notes without a word.
+    whole = {"truncation": None, "padding": None}
+    try:
+        made = [
+            tokenizers.Tokenizer.from_str(json.dumps({**spec, **change}))
+            for change in (whole, {**plain, **whole})
+        ]
+    except Exception as exc:  # tokenizers raises bare Exception for whatever it cannot read
+        raise _damaged(path, str(exc)) from exc
+    return made[0], made[1]
+
+
+def _chat_template(paths: Mapping[str, Path], config: Mapping[str, Any], where: Path) -> str:
+    if _TEMPLATE in paths:
+        return paths[_TEMPLATE].read_text(encoding="utf-8")
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several named templates
+        source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
+    if not isinstance(source, str):
+        raise TokenizerError(
+            f"{where}: no chat_template, and no {_TEMPLATE} beside it. Expected the template of an "
+            "instruction-tuned Phi-3; take both files from such a checkpoint."
+        )
+    return source
+
+
+def _token(config: Mapping[str, Any], name: str) -> str:
+    value = config.get(name)
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _generation_stops(path: Path | None, pipeline: tokenizers.Tokenizer) -> tuple[int, ...]:
+    if path is None:
+        return ()
+    found = _read_json(path).get("eos_token_id")
+    stops = found if isinstance(found, list) else [] if found is None else [found]
+    wrong = [stop for stop in stops if type(stop) is not int or pipeline.id_to_token(stop) is None]
+    if wrong:
+        raise TokenizerError(
+            f"{path}: eos_token_id holds {wrong[0]!r}, which is no id of {_TOKENIZER}. Expected "
+            "one id or a list of ids; take both files from the same checkpoint."
+        )
+    return tuple(stops)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise TokenizerError(
+            f"{path}: no such file. Expected a checkpoint directory with {_TOKENIZER} and "
+            f"{_CONFIG}; copy both from the base model."
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:  # not UTF-8, or not JSON
+        raise _damaged(path, str(exc)) from exc
+    if not isinstance(value, dict):
+        raise _damaged(path, "not a JSON object")
+    return value
+
+
+def _damaged(path: Path, what: str) -> TokenizerError:
+    return TokenizerError(f"{path}: damaged ({what}). Copy it again from the base model.")

@@ -1,0 +1,270 @@
+"""The training loop: from examples to a run directory with the best adapter in it.
+
+Order, packing and dropout are functions of the seed and the update's number, evaluation runs after
+the update over all validation rows in a fixed order, and the weights that are kept are the ones
+that were measured.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_medphi.config import LoRAConfig, TrainConfig
+from mlx_medphi.data.examples import Example
+from mlx_medphi.errors import TrainingError, capped
+from mlx_medphi.model.lora import apply_lora
+from mlx_medphi.model.phi3 import Phi3ForCausalLM, parameter_count
+from mlx_medphi.text.tokenizer import Tokenizer
+from mlx_medphi.training.batches import RunData
+from mlx_medphi.training.checkpointing import (
+    Progress,
+    checkpoint_at,
+    load_checkpoint,
+    newest_checkpoint,
+    restore_weights,
+    save_checkpoint,
+)
+from mlx_medphi.training.events import (
+    Evaluated,
+    Event,
+    OnEvent,
+    Saved,
+    Started,
+    Stepped,
+    Stopped,
+)
+from mlx_medphi.training.result import TrainResult
+from mlx_medphi.training.run_directory import RunDirectory, identity
+from mlx_medphi.training.step import Trainer, leaves
+
+__all__ = ["train"]
+
+MAX_SKIPPED_IN_A_ROW = 10  # by then the run has diverged and only costs time
+EVALUATIONS = 10  # in a run, unless eval_every says otherwise
+
+
+def train(
+    model: Phi3ForCausalLM,
+    tokenizer: Tokenizer,
+    train_examples: Sequence[Example],
+    valid_examples: Sequence[Example] = (),
+    *,
+    out: str | Path,
+    config: TrainConfig = TrainConfig(),
+    lora: LoRAConfig | None = LoRAConfig(),
+    resume: bool = False,
+    on_event: OnEvent | None = None,
+) -> TrainResult:
+    """Train an adapter, or with `lora=None` every parameter; keep what measured best.
+
+    The model is changed in place and holds the kept weights afterwards. `out` gets run.json,
+    metrics.jsonl, checkpoints/ and adapter/ (model/ after full-parameter training).
+
+    Args:
+        model: a base as `load` returns it; full-parameter training needs plain float32 weights.
+        tokenizer: the base's own.
+        train_examples: what is learned.
+        valid_examples: what is only measured; without it the last weights are kept.
+        out: a new directory, or with `resume` the directory of an interrupted run.
+        config: how long, how fast, how large.
+        lora: which low-rank changes; None trains the whole model.
+        resume: go on from the newest checkpoint in `out`, with the same settings and data.
+        on_event: called with each event of `events.py`, in this thread.
+
+    Raises:
+        TrainingError: nothing to train on, a directory in use, a checkpoint of another run, a
+            diverged loss.
+        AdapterError: projections or layers that this model does not have.
+    """
+    started = time.perf_counter()
+    directory = RunDirectory.open(Path(out), resume=resume)
+    data = RunData.prepare(model, tokenizer, train_examples, valid_examples, config)
+    _make_trainable(model, lora, config)
+    trainer = Trainer(model, config, data.updates)
+    facts = identity(model, data.hash, config, lora)
+    run = _Run(directory, trainer, data, config, facts, on_event or _ignore)
+    checkpoint = newest_checkpoint(directory.checkpoints) if resume else None
+    if checkpoint is None:
+        directory.write_manifest(facts, tokenizer)
+    else:
+        run.progress = load_checkpoint(checkpoint, trainer, facts)
+        directory.keep_metrics_up_to(run.progress.step)
+    run.tell(_started(run, lora))
+    with directory.metrics(), _interruptible() as interrupted:
+        reason = run.go(interrupted)
+    run.tell(Stopped(run.progress.step, reason))
+    run.restore_best()
+    kept = directory.save_kept(model, tokenizer, lora)
+    return TrainResult(
+        out=directory.path,
+        adapter=kept,
+        steps=run.progress.step,
+        skipped=run.progress.skipped,
+        first_loss=run.progress.first_loss,
+        best_loss=run.progress.best_loss,
+        best_step=run.progress.best_step,
+        stopped=reason,
+        train_losses=directory.series("train_loss"),
+        valid_losses=directory.series("valid_loss"),
+        shortened=data.train.shortened,
+        refused=data.train.refused,
+        seconds=time.perf_counter() - started,
+        peak_memory=mx.get_peak_memory(),
+    )
+
+
+class _Run:
+    """One run: the state that moves, and the three things that happen to it."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        trainer: Trainer,
+        data: RunData,
+        config: TrainConfig,
+        identity: dict[str, object],
+        on_event: OnEvent,
+    ) -> None:
+        self.directory, self.trainer, self.data = directory, trainer, data
+        self.config, self.identity, self.on_event = config, identity, on_event
+        self.progress = Progress()
+        self.eval_every = config.eval_every or max(1, data.updates // EVALUATIONS)
+
+    def tell(self, event: Event) -> None:
+        self.directory.record(event)
+        self.on_event(event)
+
+    def go(self, interrupted: threading.Event) -> str:
+        """Run to the end, to the end of patience or to Ctrl-C; returns which."""
+        if self.progress.step == 0 and self.data.valid_batches:
+            self.evaluate()
+        while self.progress.step < self.data.updates:
+            self.step()
+            last = self.progress.step == self.data.updates
+            due = last or self.progress.step % self.eval_every == 0
+            stop = interrupted.is_set()
+            if due or stop:
+                if due and self.data.valid_batches:
+                    self.evaluate()
+                path = save_checkpoint(
+                    self.directory.checkpoints, self.trainer, self.progress, self.identity
+                )
+                self.tell(Saved(self.progress.step, path))
+            if stop and not last:
+                return "interrupted"
+            patience = self.config.patience
+            if patience is not None and self.progress.evaluations_without_gain >= patience:
+                return "patience"
+        return "finished"
+
+    def step(self) -> None:
+        began = time.perf_counter()
+        number = self.progress.step + 1
+        batches = self.data.batches(number)
+        update = self.trainer.update(batches, number)
+        self.progress.step = number
+        self.progress.skipped += update.skipped
+        self.progress.skipped_in_a_row = self.progress.skipped_in_a_row + 1 if update.skipped else 0
+        self.tell(
+            Stepped(
+                step=number,
+                loss=update.loss,
+                learning_rate=update.learning_rate,
+                grad_norm=update.grad_norm,
+                skipped=update.skipped,
+                tokens_supervised=sum(batch.tokens_supervised for batch in batches),
+                tokens_real=sum(batch.tokens_real for batch in batches),
+                tokens_padded=sum(batch.ids.size for batch in batches),
+                seconds=time.perf_counter() - began,
+                peak_memory=mx.get_peak_memory(),
+            )
+        )
+        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"the loss or gradient of {MAX_SKIPPED_IN_A_ROW} updates in a row was not finite "
+                f"(last: update {number}); the weights are as before them. Lower the learning "
+                f"rate ({self.config.learning_rate:g})."
+            )
+
+    def evaluate(self) -> None:
+        began = time.perf_counter()
+        loss, tokens = self.trainer.evaluate(self.data.valid_batches)
+        state = self.progress
+        # Update 0 is the base itself: it is measured, but there is nothing of it to keep.
+        best = state.step > 0 and (state.best_loss is None or loss < state.best_loss)
+        if state.step == 0:
+            state.first_loss = loss
+        elif best:
+            state.best_loss, state.best_step, state.evaluations_without_gain = loss, state.step, 0
+        else:
+            state.evaluations_without_gain += 1
+        state.last_loss = loss
+        self.tell(Evaluated(state.step, loss, best, tokens, time.perf_counter() - began))
+
+    def restore_best(self) -> None:
+        """Put the weights of the best evaluation back; without one the last weights stay."""
+        step = self.progress.best_step
+        if step is not None and step != self.progress.step:
+            restore_weights(checkpoint_at(self.directory.checkpoints, step), self.trainer)
+
+
+def _make_trainable(model: Phi3ForCausalLM, lora: LoRAConfig | None, config: TrainConfig) -> None:
+    if lora is not None:
+        apply_lora(model, lora, config.seed)
+        return
+    model.unfreeze()
+    wrong = [name for name, leaf in leaves(model.parameters()).items() if leaf.dtype != mx.float32]
+    if wrong:
+        raise TrainingError(
+            f"full-parameter training needs plain float32 weights, found {len(wrong)} others "
+            f"({capped(wrong[:3])}); load the unquantised model with dtype 'float32'"
+        )
+
+
+def _started(run: _Run, lora: LoRAConfig | None) -> Started:
+    model, data = run.trainer.model, run.data
+    sizes = [leaf.size for leaf in leaves(model.trainable_parameters()).values()]
+    return Started(
+        updates=data.updates,
+        first_step=run.progress.step + 1,
+        train_rows=len(data.train.examples),
+        valid_rows=len(data.valid.examples),
+        shortened=data.train.shortened,
+        refused=data.train.refused,
+        widths=data.plan.shapes.widths,
+        padding_share=data.plan.padding_share,
+        supervised_tokens_per_epoch=sum(sum(row.loss_mask) for row in data.train.examples),
+        trainable_parameters=sum(sizes),
+        total_parameters=parameter_count(model),
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag read between updates; the second interrupts at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag  # only the main thread may handle signals; a notebook's worker just runs on
+        return
+
+    def handler(number: int, frame: object) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _ignore(event: Event) -> None:
+    del event
