@@ -1,10 +1,11 @@
-"""Make a Phi-3 checkpoint with random weights, for trying the commands and for measuring time and memory.
+"""Make a Phi-3 checkpoint with random weights, for trying the commands and for measurements.
 
     python examples/make_random_phi3.py --size 36m --tokenizer DIR --out models/random-36m
-    python examples/make_random_phi3.py --size mini --bits 4 --tokenizer DIR --out models/random-mini-4bit
+    python examples/make_random_phi3.py --size mini --bits 4 --out models/random-mini-4bit
 
-The weights know nothing: notes written by such a model are noise until it is trained, and nearly noise after it.
-`--tokenizer` is a folder with Phi-3's tokenizer.json and tokenizer_config.json; they are copied byte for byte.
+The weights know nothing: notes written by such a model are noise until it is trained, and nearly
+noise after it. `--tokenizer` is a folder with Phi-3's tokenizer.json and tokenizer_config.json,
+copied byte for byte; without it the embedded model's small tokenizer is taken.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SIZES = {
     "36m": (320, 896, 12, 5, 5),
     "mini": (3072, 8192, 32, 32, 32),
 }
+TINY = Path(__file__).parent.parent / "mlx_medphi" / "assets" / "tiny"
 GROUP = 64
 VOCABULARY = 32064
 
@@ -55,7 +57,9 @@ def config(size: str, bits: int | None) -> dict[str, object]:
     return values
 
 
-def linear(name: str, outputs: int, inputs: int, bits: int | None, key: mx.array) -> dict[str, mx.array]:
+def linear(
+    name: str, outputs: int, inputs: int, bits: int | None, key: mx.array
+) -> dict[str, mx.array]:
     """A weight with standard deviation 0.02, or random codes of the same spread."""
     if bits is None:
         return {f"{name}.weight": 0.02 * mx.random.normal((outputs, inputs), key=key)}
@@ -108,18 +112,18 @@ def write_weights(size: str, bits: int | None, seed: int, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=sorted(SIZES), default="36m")
-    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantised weights; float32 without it")
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantised; float32 without it")
+    parser.add_argument("--tokenizer", type=Path, default=TINY)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True)
     values = config(arguments.size, arguments.bits)
     (arguments.out / "config.json").write_text(json.dumps(values, indent=1))
-    generation = {"bos_token_id": 1, "eos_token_id": [32000, 32001, 32007], "pad_token_id": 32000}
-    (arguments.out / "generation_config.json").write_text(json.dumps(generation, indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(arguments.tokenizer / name, arguments.out / name)
     write_weights(arguments.size, arguments.bits, arguments.seed, arguments.out)

@@ -43,7 +43,11 @@ _PIECE = re.compile(rf"{SPACE}?(?:[A-Za-z]+|[0-9]+)|{SPACE}|[^{SPACE}A-Za-z0-9\s
 
 def training_texts() -> Iterator[str]:
     """Every kind of text the tiny base and its adapter meet."""
-    examples = [*sample(1500, 1), *synthetic_pretraining.reading(3000, 1), *synthetic_pretraining.repeating(2000, 1)]
+    examples = [
+        *sample(1500, 1),
+        *synthetic_pretraining.reading(3000, 1),
+        *synthetic_pretraining.repeating(2000, 1),
+    ]
     for example in examples:
         for message in chat_messages(example):
             yield message.content
@@ -87,7 +91,10 @@ def tokenizer_file(texts: Iterable[str]) -> dict[str, Any]:
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [{"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
             "special_tokens": {},
         },
         "decoder": {
@@ -108,7 +115,9 @@ def tokenizer_file(texts: Iterable[str]) -> dict[str, Any]:
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": {name: index for index, name in enumerate(names)},
-            "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
+            "merges": [
+                merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]
+            ],
         },
     }
 
@@ -120,8 +129,13 @@ def added_tokens(first: int) -> list[dict[str, Any]]:
         plain = content in ("<unk>", "<s>", "<|endoftext|>")
         entries.append(
             {
-                "id": index, "content": content, "single_word": False, "lstrip": False, "rstrip": not plain,
-                "normalized": False, "special": content != "</s>",
+                "id": index,
+                "content": content,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": not plain,
+                "normalized": False,
+                "special": content != "</s>",
             }  # fmt: skip
         )
     return entries
@@ -132,7 +146,9 @@ def tokenizer_config(added: list[dict[str, Any]], max_length: int) -> dict[str, 
     return {
         "add_bos_token": False,
         "add_eos_token": False,
-        "added_tokens_decoder": {str(entry["id"]): {key: entry[key] for key in entry if key != "id"} for entry in added},
+        "added_tokens_decoder": {
+            str(entry["id"]): {key: entry[key] for key in entry if key != "id"} for entry in added
+        },
         "bos_token": "<s>",
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
@@ -158,7 +174,9 @@ def write_tokenizer(out: Path, max_length: int = 1024) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     print(write_tokenizer(parser.parse_args().out))  # noqa: T201
 

@@ -39,18 +39,22 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "TrainConfig",
+    "TrainResult",
     "TrainingError",
     "Turn",
     "UsageError",
     "generate_note",
     "load",
+    "load_adapter",
     "load_examples",
     "measure_lengths",
     "prepare",
     "read_splits",
+    "save_adapter",
     "save_model",
     "stream_note",
     "summarise",
+    "train",
     "write_splits",
 ]
 
@@ -79,7 +83,10 @@ _MODULES = {
     "text.lengths": ("measure_lengths",),
     "text.tokenizer": ("Tokenizer",),
     "model.checkpoint": ("load", "save_model"),
+    "model.adapter": ("load_adapter", "save_adapter"),
     "model.generate": ("generate_note", "stream_note"),
+    "training.loop": ("train",),
+    "training.result": ("TrainResult",),
 }
 
 if TYPE_CHECKING:
@@ -103,10 +110,13 @@ if TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
+    from mlx_medphi.model.adapter import load_adapter, save_adapter
     from mlx_medphi.model.checkpoint import load, save_model
     from mlx_medphi.model.generate import generate_note, stream_note
     from mlx_medphi.text.lengths import measure_lengths
     from mlx_medphi.text.tokenizer import Tokenizer
+    from mlx_medphi.training.loop import train
+    from mlx_medphi.training.result import TrainResult
 
 
 def __getattr__(name: str) -> Any:

@@ -182,7 +182,7 @@ def _checked_header(
 ) -> SafetensorsHeader:
     if not isinstance(header, dict):
         raise error(_damaged(path, "its header is not a JSON object"))
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}  # MLX writes null where there is none
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise error(_damaged(path, "its metadata is not a map of text to text"))
     tensors: dict[str, TensorInfo] = {}

@@ -14,11 +14,10 @@ SHARED_VARIABLE = "MEDPHI_SHARED"
 SCRUBBED = ("HF_", "HUGGING", "TRANSFORMERS_", "MLX_", "COLUMNS", "FORCE_COLOR", "NO_COLOR")
 
 
-def pytest_configure() -> None:
-    """A fast BLAS, and no surprises, before any test imports MLX or the hub client."""
-    for name in [name for name in os.environ if name.startswith(SCRUBBED)]:
-        del os.environ[name]
-    load_blas()
+# Here and not in a hook: the conftest files of the folders below are read next and import MLX.
+for name in [name for name in os.environ if name.startswith(SCRUBBED)]:
+    del os.environ[name]
+load_blas()
 
 
 def shared_folder(*parts: str) -> Path:

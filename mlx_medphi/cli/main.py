@@ -18,7 +18,7 @@ import typer
 
 import mlx_medphi
 from mlx_medphi.blas import load_blas
-from mlx_medphi.cli import data
+from mlx_medphi.cli import data, generate, train
 from mlx_medphi.cli.show import fail
 from mlx_medphi.errors import MedPhiError
 
@@ -37,6 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app)
+app.command(epilog=train.EXAMPLES)(train.train)
+app.command(epilog=generate.EXAMPLES)(generate.generate)
 
 
 def _print_version(wanted: bool) -> None:

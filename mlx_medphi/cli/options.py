@@ -11,7 +11,18 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import typer
 
-__all__ = ["AdapterOption", "JsonOption", "ModelOption", "field_help", "with_settings"]
+__all__ = [
+    "AdapterOption",
+    "DtypeOption",
+    "GroupSizeOption",
+    "JsonOption",
+    "ModelOption",
+    "QuantizeOption",
+    "RevisionOption",
+    "field_help",
+    "quantization",
+    "with_settings",
+]
 
 Verb = TypeVar("Verb", bound=Callable[..., int])
 _ATTRIBUTE = re.compile(r"^    (\w+): (.+)$")
@@ -28,7 +39,31 @@ AdapterOption = Annotated[
         "--adapter", metavar="PATH", help="An adapter: own file, mlx-lm or PEFT directory."
     ),
 ]
+QuantizeOption = Annotated[
+    int | None,
+    typer.Option("--quantize", metavar="4|8", help="Quantise the base to so many bits on loading."),
+]
+GroupSizeOption = Annotated[
+    int, typer.Option("--group-size", metavar="32|64", help="Weights that share a scale.")
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="float32|float16|bfloat16",
+        help="Compute in this [default: as stored].",
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of a hub id [default: its main]."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def quantization(bits: int | None, group_size: int) -> tuple[int, int] | None:
+    """What `load` calls `quantize`, from the two options."""
+    return None if bits is None else (bits, group_size)
 
 
 def field_help(config: type) -> dict[str, str]:
@@ -104,13 +139,17 @@ def _annotation(field: Field[Any], hint: Any, text: str, more: str | None) -> An
     if get_origin(hint) is tuple:
         default = ", ".join(default) if default else None
         text = f"{text} Repeat the option for several."
-    shown = str(default) if default is not None else False
-    option = typer.Option(name, help=_sentence(text), show_default=shown, metavar=metavar)
+    # Typer would put brackets of its own around a default given as text.
+    shown = "" if default is None else f" [default: {default}]"
+    option = typer.Option(name, help=_for_people(text) + shown, show_default=False, metavar=metavar)
     return Annotated[_plain_type(hint) | None, option]
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _for_people(text: str) -> str:
+    """A field's text in the words of the command line: `iters` is --iters, None is absence."""
+    text = re.sub(r"; None means (.+)\.$", r" [default: \1].", text)
+    text = re.sub(r"`(\w+)`", lambda name: "--" + name[1].replace("_", "-"), text)
+    return text[:1].upper() + text[1:].replace(" is None", " is not given")
 
 
 def _plain_type(hint: Any) -> Any:

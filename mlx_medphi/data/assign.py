@@ -90,11 +90,13 @@ def _assign_source(rows: Sequence[Example], plan: SplitPlan) -> dict[str, Side]:
             free.append(row)
         else:
             sides[row.id] = side
-    test = _draw(free, plan.test_fraction, plan.seed, "test")
+    test = _draw(free, plan.test_fraction * len(free), plan.seed, "test")
     sides.update((row.id, "test" if row.id in test else "train") for row in free)
     train = [row for row in rows if sides[row.id] == "train"]
     if train and "valid" not in sides.values():
-        valid = _draw(train, plan.valid_fraction, plan.seed, "valid")
+        # A share of what was there before the test was drawn, so that 0.1 means the same twice.
+        share = plan.valid_fraction * (len(train) + len(test))
+        valid = _draw(train, share, plan.seed, "valid")
         sides.update((row_id, "valid") for row_id in valid)
     return sides
 
@@ -134,21 +136,21 @@ def _days(rows: Sequence[Example], plan: SplitPlan) -> Mapping[str | None, Side]
     return sides
 
 
-def _draw(rows: Sequence[Example], fraction: float, seed: int, purpose: Side) -> set[str]:
-    """Ids of about `fraction` of the rows: whole groups, at least one, never all of them.
+def _draw(rows: Sequence[Example], share: float, seed: int, purpose: Side) -> set[str]:
+    """Ids of about `share` rows: whole groups, at least one, never all of them.
 
     A group's place in the draw depends on the seed and its own id alone, so further rows do not
     shuffle those that were there.
     """
     groups = _groups(rows)
-    if fraction == 0 or len(groups) < 2:
+    if share == 0 or len(groups) < 2:
         return set()
 
     def place(key: str) -> bytes:
         return hashlib.sha256(f"{seed}/{purpose}/{key}".encode()).digest()
 
     order = sorted(groups, key=place)
-    wanted = max(1, round(fraction * len(rows)))
+    wanted = max(1, round(share))
     drawn: set[str] = set()
     for key in order:
         if len(drawn) + len(groups[key]) <= wanted:

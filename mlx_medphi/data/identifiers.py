@@ -65,6 +65,7 @@ _BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _IP = re.compile(rf"(?<![\d.])(?:{_BYTE}\.){{3}}{_BYTE}(?!\d|\.\d)")
 _INTRODUCED = re.compile(
     r"\b(?:(?:(?i:my (?:full |first |last |sur)?name(?:'s| is)|(?:his|her|patient) name is)\s+"
+    r"(?:(?i:uh|um|er),?\s+)*"
     r"(?:(?i:dr|doctor|nurse|mr|mrs|ms|miss)\b\.?\s+)?"
     r"|(?i:i'm|i am|this is|it's)\s+(?i:dr|doctor|nurse|mr|mrs|ms)\b\.?\s+)"
     r"(?P<name>[A-Za-z][A-Za-z'’-]*)"

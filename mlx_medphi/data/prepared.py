@@ -46,17 +46,22 @@ def write_splits(splits: Splits, out_dir: str | Path, *, replace: bool = False) 
 
     Raises:
         UsageError: the folder exists and is not ours to replace.
-        DataError: a row would not come back equal.
+        DataError: a row would not come back equal, or the disk refused; nothing was changed.
     """
     out = Path(out_dir)
     _check_free(out, replace)
     rows = {side: _checked_rows(getattr(splits, side)) for side in SIDES}
-    with atomic_directory(out, replace=True) as folder:
-        for side in SIDES:
-            if rows[side]:
-                text = "".join(line + "\n" for line in rows[side])
-                (folder / f"{side}.jsonl").write_text(text, encoding="utf-8", newline="\n")
-        write_json(folder / REPORT_FILE, report_to_dict(splits.report))
+    try:
+        with atomic_directory(out, replace=True) as folder:
+            for side in SIDES:
+                if rows[side]:
+                    text = "".join(line + "\n" for line in rows[side])
+                    (folder / f"{side}.jsonl").write_text(text, encoding="utf-8", newline="\n")
+            write_json(folder / REPORT_FILE, report_to_dict(splits.report))
+    except OSError as exc:
+        raise DataError(
+            f"{out}: cannot be written ({exc.strerror or exc}). What was there before is untouched."
+        ) from exc
     return out
 
 

@@ -67,7 +67,7 @@ def read_adapter(path: Path, model: nn.Module | None = None) -> Adapter:
 
     Args:
         path: a single file, or a directory of mlx-lm, of PEFT, or of both.
-        model: the base, needed only for a PEFT adapter that leaves out a part of a fused projection.
+        model: the base; only a PEFT adapter that leaves out a part of a fused projection needs it.
 
     Raises:
         AdapterError: missing, damaged or inconsistent; all that is wrong is in one message.
@@ -153,11 +153,14 @@ def _read_mlx(path: Path, config: Mapping[str, Any]) -> Adapter:
     kind, settings = config.get("fine_tune_type", "lora"), config.get("lora_parameters")
     if kind not in ("lora", "dora") or not isinstance(settings, Mapping):
         raise AdapterError(
-            f"{path / CONFIG_NAME}: fine_tune_type is {kind!r} and lora_parameters is "
-            f"{type(settings).__name__}; expected 'lora' or 'dora' and an object with rank and scale"
+            f"{path / CONFIG_NAME}: fine_tune_type is {kind!r} and lora_parameters a "
+            f"{type(settings).__name__}; expected 'lora' or 'dora', and an object with rank, scale"
         )
     scaling = Scaling(
-        settings.get("rank", 0), settings.get("scale", 0), kind == "dora", settings.get("dropout", 0.0)
+        settings.get("rank", 0),
+        settings.get("scale", 0),
+        kind == "dora",
+        settings.get("dropout", 0.0),
     )
     tensors, metadata, problems = load_tensors(file)
     check_scaling(scaling, problems)
@@ -302,7 +305,7 @@ def _metadata(adapter: Adapter) -> dict[str, str]:
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
-    """adapter_config.json: what mlx-lm and mlx-swift-lm read, then what PEFT reads, then our facts."""
+    """adapter_config.json: for mlx-lm and mlx-swift-lm, then for PEFT, then our own facts."""
     scaling = adapter.scaling
     mlx = {
         "fine_tune_type": scaling.fine_tune_type,

@@ -266,9 +266,7 @@ def assemble(
     return layers
 
 
-def _fits(
-    name: str, found: Mapping[str, mx.array], scaling: Scaling, problems: list[str]
-) -> bool:
+def _fits(name: str, found: Mapping[str, mx.array], scaling: Scaling, problems: list[str]) -> bool:
     a, b, m = found["lora_a"], found["lora_b"], found.get("m")
     before = len(problems)
     if a.ndim != 2 or a.shape[1] != scaling.rank:
@@ -289,7 +287,7 @@ def uneven_layers(names: Iterable[str], indices: Iterable[int]) -> list[str]:
 
 
 def weights_hash(tensors: Mapping[str, mx.array]) -> str:
-    """SHA-256 of names, dtypes, shapes and values: the same adapter in another file has the same."""
+    """SHA-256 of names, dtypes, shapes and values: equal for equal adapters in different files."""
     digest = hashlib.sha256()
     for name, array in sorted(tensors.items()):
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())

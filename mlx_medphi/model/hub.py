@@ -37,7 +37,7 @@ def resolve_model(
         HubError: the hub does not have it, cannot be reached, or was not to be asked.
     """
     path = Path(path_or_repo).expanduser()
-    if path.exists():
+    if str(path_or_repo) and path.exists():
         if revision is not None:
             raise CheckpointError(f"{path}: a revision belongs to a hub id, this is a local path")
         return path
@@ -55,16 +55,15 @@ def _is_hub_id(text: str) -> bool:
 
 def _fetch(repo: str, revision: str | None, offline: bool) -> Path:
     # Heavy, and only needed for models that are not on this machine.
-    import huggingface_hub as hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors, snapshot_download
 
     # The client reads these variables once, when it is imported; a notebook sets them later.
-    endpoint = os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     switched_off = os.environ.get(OFFLINE_VARIABLE, "").upper() in ("1", "ON", "YES", "TRUE")
-    offline = offline or switched_off or hub.is_offline_mode()
+    offline = offline or switched_off or constants.HF_HUB_OFFLINE
     name = repo if revision is None else f"{repo} at revision {revision}"
     try:
-        folder = hub.snapshot_download(
+        folder = snapshot_download(
             repo,
             revision=revision,
             allow_patterns=WANTED,

@@ -1,8 +1,9 @@
 """LoRA, rsLoRA and DoRA layers: born by `from_base`, ended by `fused_weight`.
 
-W' = W + scale · (A B)^T, with A (in, r) and B (r, out) in float32 and the arithmetic of a forward pass in the dtype
-of the activations (Hu et al. 2021). rsLoRA differs in the scale only (Kalajdzievski 2023). DoRA rescales each output
-row of W' to a learned magnitude m (Liu et al. 2024); its norm carries no gradient, as in PEFT.
+W' = W + scale · (A B)^T, with A (in, r) and B (r, out) in float32 and the arithmetic of a forward
+pass in the dtype of the activations (Hu et al. 2021). rsLoRA differs in the scale only
+(Kalajdzievski 2023). DoRA rescales each output row of W' to a learned magnitude m (Liu et al.
+2024); its norm carries no gradient, as in PEFT.
 """
 
 from __future__ import annotations
@@ -77,13 +78,13 @@ class LoRALinear(nn.Module):
             dropped = mx.where(keep, x / (1 - self.dropout), mx.zeros_like(x))
         change = (dropped @ self.lora_a.astype(x.dtype)) @ self.lora_b.astype(x.dtype)
         change = self.scale * change
-        base = self.linear(x)
+        base: mx.array = self.linear(x)
         if not self.is_dora:
             return base + change
-        # ratio - 1 is small: rounded alone it keeps its digits, where a bfloat16 ratio near 1 steps by 0.008.
+        # ratio - 1 is small: by itself it keeps its digits, a bfloat16 ratio near 1 steps by 0.008.
         excess = (self.magnitude_ratio() - 1).astype(x.dtype)
         # With dropout PEFT drops the input of everything but the plain base output.
-        scaled = base if dropped is x else self.linear(dropped)
+        scaled: mx.array = base if dropped is x else self.linear(dropped)
         return base + change + excess * (scaled + change)
 
     def magnitude_ratio(self) -> mx.array:
@@ -128,10 +129,11 @@ def project(layer: nn.Module, x: mx.array, key: mx.array | None) -> mx.array:
 def base_weight(linear: nn.Module) -> mx.array:
     """The weight (out, in) of a plain or quantised linear layer in float32."""
     if isinstance(linear, nn.QuantizedLinear):
-        # float32 scales: bfloat16 ones would round every weight once more than the layer itself does.
-        scales, biases = (part.astype(mx.float32) for part in (linear.scales, linear.biases))
+        # With bfloat16 scales the result would be rounded once more than in the layer itself.
+        scales, biases = (linear[part].astype(mx.float32) for part in ("scales", "biases"))
         return mx.dequantize(linear.weight, scales, biases, linear.group_size, linear.bits)
-    return linear.weight.astype(mx.float32)
+    weight: mx.array = linear.weight.astype(mx.float32)
+    return weight
 
 
 def weight_shape(linear: nn.Module) -> tuple[int, int]:
@@ -143,12 +145,12 @@ def weight_shape(linear: nn.Module) -> tuple[int, int]:
 
 
 def _multiply_dtype(linear: nn.Module) -> mx.Dtype:
-    # A plain half-precision weight would be copied to float32 whole; a quantised one is unpacked as it is read.
+    # A plain bfloat16 weight would be copied whole to float32; a quantised one is read in pieces.
     return mx.float32 if isinstance(linear, nn.QuantizedLinear) else linear.weight.dtype
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
-    """Every adapted projection with its checkpoint name, e.g. `model.layers.0.self_attn.qkv_proj`."""
+    """Every adapted projection with its name, e.g. `model.layers.0.self_attn.qkv_proj`."""
     for index in range(len(model.model.layers)):
         for key in PROJECTIONS:
             name = f"model.layers.{index}.{key}"
@@ -161,12 +163,14 @@ def apply_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> None:
     """Freeze the model and wrap the chosen projections; only the new parameters train.
 
     Raises:
-        AdapterError: a key that names no projection, more layers than there are, or a model already adapted.
+        AdapterError: a key that names no projection, more layers than there are, or a model that
+            has an adapter already.
     """
     unknown = [key for key in config.keys if key not in PROJECTIONS]
     if unknown:
         raise AdapterError(
-            f"keys {capped(unknown)} match nothing in Phi-3; its projections are {', '.join(PROJECTIONS)}"
+            f"keys {capped(unknown)} match nothing in Phi-3; "
+            f"its projections are {', '.join(PROJECTIONS)}"
         )
     blocks = len(model.model.layers)
     count = blocks if config.num_layers is None else config.num_layers
@@ -176,11 +180,12 @@ def apply_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> None:
         raise AdapterError("this model already has an adapter; load the base again")
     model.freeze()
     # One key for each site of the whole model: a site starts the same whatever else is adapted.
-    keys = mx.random.split(mx.random.key(seed), blocks * len(PROJECTIONS))
+    starts = mx.random.split(mx.random.key(seed), blocks * len(PROJECTIONS))
     for index in range(blocks - count, blocks):
         for site, key in enumerate(PROJECTIONS):
             if key in config.keys:
-                wrap(model, f"model.layers.{index}.{key}", config, keys[index * len(PROJECTIONS) + site])
+                start = starts[index * len(PROJECTIONS) + site]
+                wrap(model, f"model.layers.{index}.{key}", config, start)
 
 
 def wrap(model: nn.Module, name: str, config: LoRAConfig, key: mx.array) -> LoRALinear:

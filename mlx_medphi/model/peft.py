@@ -1,8 +1,8 @@
 """PEFT's adapter form: read with all its patterns, and written so that PEFT gives the same logits.
 
-PEFT stores A as (r, in) and B as (out, r), scales by alpha / r or, with rsLoRA, alpha / sqrt(r), and
-lets every module have its own r and alpha. Here all layers get one rank, by zeros, and one scale, by
-a factor in B.
+PEFT stores A as (r, in) and B as (out, r), scales by alpha / r or, with rsLoRA, alpha / sqrt(r),
+and lets every module have its own r and alpha. Here all layers get one rank, by zeros, and one
+scale, by a factor in B.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from mlx_medphi.model.adapter_formats import (
     check_scaling,
     differences,
     layer_index,
-    layer_name,
     load_tensors,
     uneven_layers,
     unknown_names,

@@ -1,11 +1,12 @@
-"""Safetensors files read and written a few rows at a time, so that no model is ever held in memory twice.
+"""Safetensors files read and written a few rows at a time: no model is ever in memory twice.
 
-A file is written header first, then tensor by tensor, each from bytes that are made when their turn comes.
+A file is written header first, then tensor by tensor, each from bytes made when their turn comes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        total = DTYPE_BYTES[self.dtype]
-        for extent in self.shape:
-            total *= extent
-        return total
+        return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,9 @@ def array_piece(name: str, array: mx.array) -> Piece:
     return Piece((spec,), lambda: (array_bytes(array),))
 
 
-def header_bytes(tensors: Iterable[TensorSpec], metadata: Mapping[str, str], size: int = 0) -> bytes:
+def header_bytes(
+    tensors: Iterable[TensorSpec], metadata: Mapping[str, str], size: int = 0
+) -> bytes:
     """A safetensors header for tensors in this order, its length included.
 
     Args:
@@ -111,7 +111,7 @@ def write_pieces(path: Path, header: bytes, pieces: Iterable[Piece]) -> None:
     """Write a file from its header and its pieces; memory holds one chunk at a time.
 
     Raises:
-        OSError: the disk is full or cannot be written; what was written so far is left to the caller to remove.
+        OSError: the disk is full or cannot be written; the caller removes what was written.
     """
     with Path(path).open("wb") as handle:
         handle.write(header)
@@ -121,8 +121,8 @@ def write_pieces(path: Path, header: bytes, pieces: Iterable[Piece]) -> None:
 
 
 def row_blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Row ranges (start, stop) of a 2-D shape, each of at most `BLOCK_ELEMENTS` elements."""
-    rows, columns = shape
+    """Row ranges (start, stop) of a shape, each of about `BLOCK_ELEMENTS` elements."""
+    rows, columns = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(columns, 1))
     for start in range(0, rows, step):
         yield start, min(rows, start + step)

@@ -1,7 +1,7 @@
 """Changes of separate q, k, v or gate, up layers, merged into Phi-3's fused projections.
 
 The merged change stacks the factors A and puts the factors B on a block diagonal, so its product is
-that of the parts, exactly. A part without change gets zeros and, for DoRA, the length of its own rows.
+exactly that of the parts. A part without change gets zeros and, for DoRA, the length of its rows.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def padded(change: LowRank, rank: int) -> LowRank:
     missing = rank - change.a.shape[1]
     if not missing:
         return change
-    a, b = mx.pad(change.a, ((0, 0), (0, missing))), mx.pad(change.b, ((0, missing), (0, 0)))
+    a, b = mx.pad(change.a, [(0, 0), (0, missing)]), mx.pad(change.b, [(0, missing), (0, 0)])
     return replace(change, a=a, b=b)
 
 
@@ -70,7 +70,7 @@ def _merged(parts: Parts, sizes: list[int], magnitudes: list[mx.array]) -> LowRa
     for change, size in zip(parts.values(), sizes, strict=True):
         if change is not None:
             columns.append(change.a)  # (in, r of this part)
-            rows.append(mx.pad(change.b, ((0, 0), (begin, sum(sizes) - begin - size))))
+            rows.append(mx.pad(change.b, [(0, 0), (begin, sum(sizes) - begin - size)]))
         begin += size
     m = mx.concatenate(magnitudes) if magnitudes else None
     return LowRank(mx.concatenate(columns, axis=1), mx.concatenate(rows, axis=0), m)

@@ -17,23 +17,23 @@ __all__ = ["Lengths", "LengthSummary", "measure_lengths"]
 
 @dataclass(frozen=True)
 class LengthSummary:
-    """Mean and percentiles of token counts; a percentile lies between two counts where needed."""
+    """Mean, median and percentiles; a percentile is the count of an actual example."""
 
     count: int
     mean: float
     median: float
-    p90: float
-    p95: float
-    p99: float
+    p90: int
+    p95: int
+    p99: int
     max: int
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> LengthSummary:
         """Summarise token counts; all zeros when there are none."""
         if not lengths:
-            return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
-        median, p90, p95, p99 = (float(p) for p in np.percentile(lengths, (50, 90, 95, 99)))
-        return cls(len(lengths), float(np.mean(lengths)), median, p90, p95, p99, max(lengths))
+            return cls(0, 0.0, 0.0, 0, 0, 0, 0)
+        upper = [int(np.percentile(lengths, p, method="higher")) for p in (90, 95, 99, 100)]
+        return cls(len(lengths), float(np.mean(lengths)), float(np.median(lengths)), *upper)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def shorten(
 
     costs = [cost(turn) for turn in turns]
     marker = cost(_marker(len(turns), noun)) if len(turns) > 1 else 0
-    free = room - empty - marker
+    # The first line needs no line break, which each of the costs includes.
+    free = room - empty - marker + cost("")
     while free > 0:
         most = free // 2 if len(turns) > 1 else free
         head, tail, spare = _ends([min(tokens, most) for tokens in costs], free, marker)
@@ -67,7 +68,7 @@ def shorten(
         short = _join(turns, noun, (head, tail), cuts)
         over = count(short.text) - room
         if over <= 0:
-            return short if cuts else _grown(turns, noun, (head, tail), count, room)
+            return short if cuts else _grown(turns, noun, costs, (head, tail), count, room)
         # Single costs add up to the whole unless tokens join across a line break.
         free -= over
     return None
@@ -105,21 +106,24 @@ def _join(
 def _grown(
     turns: Sequence[str],
     noun: str,
+    costs: Sequence[int],
     ends: tuple[int, int],
     count: Callable[[str], int],
     room: int,
 ) -> Shortened:
-    """The text with each further turn that fits after all: the estimate is a few tokens high."""
+    """The text with each further turn that fits after all: a shorter marker line leaves room."""
     short = _join(turns, noun, ends, {})
-    while short.left_out_turns:
-        for more in ((ends[0] + 1, ends[1]), (ends[0], ends[1] + 1)):
-            longer = _join(turns, noun, more, {})
-            if count(longer.text) <= room:
-                ends, short = more, longer
+    while True:  # ends at the latest before the whole text, which did not fit
+        more = [(ends[0] + 1, ends[1]), (ends[0], ends[1] + 1)]
+        if sum(costs[: ends[0]]) > sum(costs[len(costs) - ends[1] :]):
+            more.reverse()
+        for longer in more:
+            candidate = _join(turns, noun, longer, {})
+            if count(candidate.text) <= room:
+                ends, short = longer, candidate
                 break
         else:
-            break
-    return short
+            return short
 
 
 def _without_words(text: str, cost: Callable[[str], int], most: int) -> Shortened | None:

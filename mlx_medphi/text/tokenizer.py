@@ -175,15 +175,13 @@ class Tokenizer:
         try:
             return self._plain.encode(text, add_special_tokens=False)
         except TypeError as exc:
-            # str to UTF-8 fails in the binding; the plain codec says where.
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as where:
-                raise DataError(
-                    f"character {where.start} is half of a surrogate pair. Expected text that can "
-                    "be written as UTF-8; write the file again from its source."
-                ) from exc
-            raise
+            half = next(
+                at for at, character in enumerate(text) if "\ud800" <= character <= "\udfff"
+            )
+            raise DataError(
+                f"character {half} is half of a surrogate pair. Expected text that can be written "
+                "as UTF-8; write the file again from its source."
+            ) from exc
 
     def _encode_run(
         self, run: Sequence[Piece], before: str, after: str

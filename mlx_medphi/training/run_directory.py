@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 import mlx.core as mx
 
+import mlx_medphi
 from mlx_medphi.config import LoRAConfig, TrainConfig, to_dict
 from mlx_medphi.errors import TrainingError
 from mlx_medphi.files import write_json, write_text
@@ -62,7 +63,6 @@ class RunDirectory:
             raise TrainingError(
                 f"{path}: already in use; {hint}choose another directory with --out"
             )
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         return cls(path)
 
     @property
@@ -71,6 +71,7 @@ class RunDirectory:
 
     def write_manifest(self, identity: dict[str, Any], tokenizer: Tokenizer) -> None:
         """Write run.json: what would have to be equal to repeat the run, and where it ran."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         machine = {
             "system": platform.system(),
             "machine": platform.machine(),
@@ -144,7 +145,7 @@ def identity(
         "base": None if model.source is None else model.source.path.name,
         "base_fingerprint": model.fingerprint,
         "data_hash": data_hash,
-        "versions": {name: version(name) for name in ("mlx", "mlx_medphi")},
+        "versions": {"mlx": version("mlx"), "mlx_medphi": mlx_medphi.__version__},
     }
 
 

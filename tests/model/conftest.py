@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,21 @@ def phi3() -> Path:
 
 
 @pytest.fixture
-def mini(tmp_path: Path) -> Path:
+def copy_of(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a copy of a reference checkpoint that a test may change."""
+
+    def copy(name: str) -> Path:
+        to = tmp_path / name
+        to.mkdir()
+        for file in (PHI3 / name).iterdir():
+            if file.is_file() and not file.name.startswith("reference"):
+                shutil.copyfile(file, to / file.name)
+        return to
+
+    return copy
+
+
+@pytest.fixture
+def mini(copy_of: Callable[[str], Path]) -> Path:
     """A copy of mini-4k that a test may change."""
-    return copied(PHI3 / "mini-4k", tmp_path / "mini")
-
-
-def copied(folder: Path, to: Path) -> Path:
-    """A writable copy of a checkpoint, without the reference outputs."""
-    to.mkdir()
-    for file in folder.iterdir():
-        if file.is_file() and not file.name.startswith("reference"):
-            shutil.copyfile(file, to / file.name)
-    return to
+    return copy_of("mini-4k")

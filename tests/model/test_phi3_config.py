@@ -102,7 +102,7 @@ def test_the_switch_comes_after_the_original_length() -> None:
         ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
         ({"rope_theta": "big"}, "rope_theta is 'big'"),
-        ({"partial_rotary_factor": 0.3}, "4 rotary dimensions|rotary dimensions of 16"),
+        ({"partial_rotary_factor": 0.2}, "3 rotary dimensions of 16"),
         ({"partial_rotary_factor": 2.0}, "32 rotary dimensions of 16"),
         ({"sliding_window": -1}, "sliding_window is -1"),
         ({"rope_scaling": [1]}, "rope settings must be an object, found list"),

@@ -24,6 +24,12 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.load(MINI)
 
 
+@pytest.fixture(scope="session")
+def phi3(shared_tokenizer: Path) -> Tokenizer:
+    """Phi-3-mini's own tokenizer, where the checkout has it beside it."""
+    return Tokenizer.load(shared_tokenizer)
+
+
 @pytest.fixture
 def tokenizer_folder(tmp_path: Path) -> Callable[[Change], Path]:
     """Makes a copy of the small tokenizer's files with something changed."""

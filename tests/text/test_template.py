@@ -59,7 +59,9 @@ WITH_SYSTEM = {
     {{- eos_token -}}
 {%- endif -%}
 """,
-    "trimmed-blocks": f"{_LOOP}\n  {{% if message['role'] == 'system' %}}\n{_SYSTEM}{_RULES}{_TAIL}\n",
+    "trimmed-blocks": (
+        f"{_LOOP}\n  {{% if message['role'] == 'system' %}}\n{_SYSTEM}{_RULES}{_TAIL}\n"
+    ),
 }
 WITHOUT_SYSTEM = {
     "mini-first-release": f"{{{{ bos_token }}}}{_LOOP}{_USER_OPENS}",
@@ -154,7 +156,7 @@ def test_unknown_role_is_refused() -> None:
         ("Be kind. " + TEMPLATES["mini"], "text outside"),
         ("{{ '<|system|>\nBe kind.<|end|>\n' }}" + TEMPLATES["mini"], "before the messages"),
         (TEMPLATES["mini"].replace("{% elif", " {% elif"), "text outside"),
-        (TEMPLATES["mini"].replace("{% endif %}{% endfor", "{{ eos_token }}{% endif %}{% endfor"), "inside"),
+        (TEMPLATES["mini"].replace("{% endfor", "{{ eos_token }}{% endfor"), "inside"),
     ],
 )  # fmt: skip
 def test_template_of_another_structure_is_refused(template: str, what: str) -> None:

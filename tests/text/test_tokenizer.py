@@ -37,12 +37,6 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
     return texts
 
 
-@pytest.fixture(scope="module")
-def phi3(shared_tokenizer: Path) -> Tokenizer:
-    """Phi-3-mini's own tokenizer."""
-    return Tokenizer.load(shared_tokenizer)
-
-
 def test_ids_are_those_of_the_files_own_pipeline(tokenizer: Tokenizer) -> None:
     for text in random_texts(300):
         assert tokenizer.encode_text(text) == tokenizer.encode_with_special(text), repr(text)
@@ -63,9 +57,7 @@ def test_ids_of_published_vectors(phi3: Tokenizer, shared_tokenizer: Path) -> No
         assert phi3.encode_text(text) == [int(number) for number in line.split()], repr(text)
 
 
-def test_every_mts_dialogue_has_the_ids_of_the_pipeline(
-    phi3: Tokenizer, shared_data: Path
-) -> None:
+def test_every_mts_dialogue_has_the_ids_of_the_pipeline(phi3: Tokenizer, shared_data: Path) -> None:
     examples = load_examples(shared_data / "mts-dialog")
     assert len(examples) >= 1501
     for example in examples:
@@ -155,15 +147,15 @@ def test_stops_are_those_of_the_generation_config_and_the_template(tokenizer: To
     assert tokenizer.stop_ids == (305, 306, 312)
 
 
-def test_assistant_is_no_stop_unless_the_generation_config_lists_it(tokenizer_folder: Folder) -> None:
+def test_assistant_is_no_stop_unless_the_generation_config_lists_it(
+    tokenizer_folder: Folder,
+) -> None:
     path = tokenizer_folder(lambda _s, _c, generation: generation.update(eos_token_id=2))
     assert Tokenizer.load(path).stop_ids == (2, 305, 312)
 
 
 @pytest.mark.parametrize("lacking", ["file", "key"])
-def test_stops_without_a_generation_config(
-    tokenizer_folder: Folder, lacking: str
-) -> None:
+def test_stops_without_a_generation_config(tokenizer_folder: Folder, lacking: str) -> None:
     path = tokenizer_folder(lambda _s, _c, generation: generation.pop("eos_token_id"))
     if lacking == "file":
         (path / "generation_config.json").unlink()

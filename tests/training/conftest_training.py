@@ -1,4 +1,4 @@
-"""A two-layer Phi-3 with its own tokenizer, synthetic rows, and micro-batches made by hand."""
+"""A two-layer Phi-3 with its own tokenizer, small rows, and micro-batches made by hand."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_medphi.config import LoRAConfig
-from mlx_medphi.data.examples import Example
-from mlx_medphi.data.synthetic import sample
+from mlx_medphi.data.examples import Conversation, Example, Note
 from mlx_medphi.model.checkpoint import load
 from mlx_medphi.model.lora import adapted_layers, apply_lora
 from mlx_medphi.model.phi3 import Phi3ForCausalLM
@@ -53,10 +52,21 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.load(FIXTURES / "mini-4k")
 
 
+def small_rows() -> list[Example]:
+    """Twelve rows of one to three short turns, some 100 to 200 tokens each."""
+    parts = ("knee", "left ear", "back", "throat")
+    made = []
+    for n in range(12):
+        part = parts[n % 4]
+        turns = ["Doctor: What is wrong?", f"Patient: My {part} hurts.", f"Doctor: For {n} days?"]
+        conversation = Conversation.from_text("\n".join(turns[: 1 + n % 3]))
+        made.append(Example(f"made/{n}", "jsonl", conversation, Note(f"Pain, {part}, {n} days.")))
+    return made
+
+
 @pytest.fixture
 def rows() -> list[Example]:
-    """Twelve synthetic rows; the fixture's tokenizer makes 300 to 500 tokens of each."""
-    return sample(12, seed=1)
+    return small_rows()
 
 
 def micro_batch(

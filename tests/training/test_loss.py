@@ -83,7 +83,9 @@ def test_rows_use_the_rotary_factors_of_their_own_length(base: Base) -> None:
 def test_the_head_sees_only_supervised_slots(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = base(), []
     head = type(model).head
-    monkeypatch.setattr(type(model), "head", lambda self, h: (seen.append(h.shape), head(self, h))[1])
+    monkeypatch.setattr(
+        type(model), "head", lambda self, h: (seen.append(h.shape), head(self, h))[1]
+    )
     batch = micro_batch(np.arange(3, 99).reshape(2, 48), [(40, 48), (30, 40)], slots=64)
     _loss(model, batch)
     assert seen == [(64, 64)]  # (slots, hidden), not (2 · 48, hidden)

@@ -76,7 +76,7 @@ def _loss_with(model, b: mx.array, batch, **options) -> mx.array:
 
 
 def test_checkpointed_compiled_gradient_is_the_slope_of_the_loss(adapted: Base) -> None:
-    """Central differences through the first block's dropout, on the compiled step's own gradient."""
+    """Central differences through the first block's dropout, beside the compiled step's own."""
     config = TrainConfig(grad_checkpoint=True, max_grad_norm=1e9, seed=3)
     model, batch = adapted(lora=DROPOUT), _batch()
     key = dropout_key(3, 1, 0)
@@ -130,7 +130,10 @@ def test_masks_drawn_again_in_the_backward_pass_would_give_another_gradient(adap
 
 def test_dropout_is_a_function_of_seed_step_and_place(adapted: Base) -> None:
     trainer = Trainer(adapted(lora=DROPOUT), TrainConfig(seed=5), 10)
-    keys = {tuple(dropout_key(*place).tolist()) for place in [(5, 1, 0), (5, 1, 1), (5, 2, 0), (6, 1, 0)]}
+    keys = {
+        tuple(dropout_key(*place).tolist())
+        for place in [(5, 1, 0), (5, 1, 1), (5, 2, 0), (6, 1, 0)]
+    }
     assert len(keys) == 4
     before = trainer.evaluate([_batch()])
     mx.random.seed(0)  # the global state of the caller plays no part

@@ -1,0 +1,309 @@
+"""A run from examples to a directory: what is evaluated, kept, refused, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest_training import FIXTURES, Base
+
+from mlx_medphi.config import LoRAConfig, TrainConfig, to_dict
+from mlx_medphi.data.examples import Conversation, Example, Note
+from mlx_medphi.errors import TrainingError
+from mlx_medphi.model.adapter import load_adapter
+from mlx_medphi.model.checkpoint import load
+from mlx_medphi.model.lora import adapted_layers
+from mlx_medphi.text.tokenizer import Tokenizer
+from mlx_medphi.training.batches import RunData
+from mlx_medphi.training.events import Evaluated, Event, Saved, Started, Stepped, Stopped
+from mlx_medphi.training.loop import MAX_SKIPPED_IN_A_ROW, train
+from mlx_medphi.training.step import Trainer
+
+LORA = LoRAConfig(rank=4, dropout=0.1)
+CONFIG = TrainConfig(iters=6, learning_rate=5e-3, eval_every=2, max_length=256, batch_size=2)
+IDS = mx.array([[5, 60, 200, 31, 7, 99]])
+
+
+@pytest.fixture(autouse=True)
+def eager() -> Iterator[None]:
+    """Compiling a kernel on a CPU takes a second; test_step.py shows that it changes no bit."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def _run(base: Base, tokenizer: Tokenizer, rows: list[Example], out: Path, **options):
+    events: list[Event] = []
+    settings = {"config": CONFIG, "lora": LORA, "on_event": events.append} | options
+    model = settings.pop("model", None) or base()
+    result = train(model, tokenizer, rows[:8], rows[8:], out=out, **settings)
+    return result, events, model
+
+
+def _of(kind: type, events: list[Event]) -> list:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def _metrics(out: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "peak_memory")} for row in rows]
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    return {name: np.array(tensor) for name, tensor in mx.load(str(path)).items()}
+
+
+def _same_run(a: Path, b: Path) -> None:
+    assert _metrics(a) == _metrics(b)
+    for name in ("adapter/adapters.safetensors", "checkpoints/step-000006/optimizer.safetensors"):
+        left, right = _tensors(a / name), _tensors(b / name)
+        assert left.keys() == right.keys()
+        for tensor in left:
+            assert np.array_equal(left[tensor], right[tensor]), tensor
+
+
+def test_a_run_learns_and_says_what_it_did(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    result, events, model = _run(base, tokenizer, rows, tmp_path / "run")
+    started = _of(Started, events)
+    assert len(started) == 1 and started[0].updates == 6 and started[0].train_rows == 8
+    assert started[0].trainable_parameters == sum(
+        layer.lora_a.size + layer.lora_b.size for _, layer in adapted_layers(model)
+    )
+    assert [event.step for event in _of(Stepped, events)] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in _of(Evaluated, events)] == [0, 2, 4, 6]
+    assert [event.step for event in _of(Saved, events)] == [2, 4, 6]
+    assert _of(Stopped, events) == [Stopped(6, "finished")]
+    assert result.best_loss < result.first_loss
+    assert result.best_loss == min(loss for step, loss in result.valid_losses if step)
+    assert len(result.train_losses) == 6 and result.adapter == tmp_path / "run" / "adapter"
+    assert "<svg" in result._repr_html_() and str(result.steps) in result._repr_html_()
+
+
+def test_run_json_holds_what_a_repeat_needs(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    _, _, model = _run(base, tokenizer, rows, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert manifest["train"] == to_dict(CONFIG) and manifest["lora"] == to_dict(LORA)
+    assert manifest["base_fingerprint"] == model.fingerprint and manifest["base"] == "mini-4k"
+    assert len(manifest["data_hash"]) == 64 and "mlx" in manifest["versions"]
+    assert str(tmp_path) not in json.dumps(manifest)
+
+
+def test_no_file_of_a_run_holds_text_of_a_row(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    _run(base, tokenizer, rows, tmp_path / "run")
+    words = [turn.text for row in rows for turn in row.conversation.turns if len(turn.text) > 12]
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(text.encode() in content for text in words), path
+
+
+def test_equal_runs_are_equal_bit_for_bit(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    _run(base, tokenizer, rows, tmp_path / "a")
+    mx.random.seed(123)
+    _run(base, tokenizer, rows, tmp_path / "b")
+    _same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_how_often_is_evaluated_does_not_change_training(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    losses = []
+    for every in (1, 6):
+        config = replace(CONFIG, eval_every=every)
+        result, _, _ = _run(base, tokenizer, rows, tmp_path / str(every), config=config)
+        losses.append(result.train_losses)
+    assert losses[0] == losses[1]
+
+
+def test_the_kept_weights_are_the_best_ones_that_were_measured(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    """The validation notes are of another kind: learning the training notes makes them worse."""
+    config = replace(CONFIG, iters=12, learning_rate=0.05, eval_every=1, final_learning_rate=1.0)
+    other = [replace(row, note=Note("zzz 8 q Q !" + row.id)) for row in rows[8:]]
+    result, _, model = _run(base, tokenizer, [*rows[:8], *other], tmp_path / "run", config=config)
+    losses = dict(result.valid_losses)
+    losses.pop(0)
+    assert result.best_step == min(losses, key=losses.get) != 12
+    again = base()
+    load_adapter(again, tmp_path / "run" / "adapter")
+    assert mx.array_equal(again(IDS), model(IDS))
+    # The label of an evaluation is the label of its weights: measured again, the number is equal.
+    trainer = Trainer(model, config, 12)
+    data = RunData.prepare(model, tokenizer, rows[:8], other, config)
+    assert trainer.evaluate(data.valid_batches)[0] == result.best_loss
+
+
+def test_the_last_update_takes_the_micro_batches_that_are_left(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, iters=None, epochs=1, batch_size=1, pack=False, eval_every=None)
+    config = replace(config, grad_accumulation_steps=3)
+    result, events, _ = _run(base, tokenizer, rows, tmp_path / "run", config=config)
+    assert result.steps == 3  # 8 micro-batches: 3 + 3 + 2, where iters % 3 == 0 alone gives 2
+    supervised = sum(event.tokens_supervised for event in _of(Stepped, events))
+    assert supervised == _of(Started, events)[0].supervised_tokens_per_epoch
+
+
+def test_fewer_rows_than_a_batch_train(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    config = replace(CONFIG, iters=None, epochs=2, batch_size=8, eval_every=None)
+    result = train(base(), tokenizer, rows[:3], out=tmp_path / "run", config=config, lora=LORA)
+    assert result.steps >= 2 and result.first_loss is None and result.best_step is None
+
+
+def test_patience_ends_the_run(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    config = replace(CONFIG, iters=40, learning_rate=0.5, eval_every=1, patience=2)
+    config = replace(config, final_learning_rate=1.0)
+    result, events, _ = _run(base, tokenizer, rows, tmp_path / "run", config=config)
+    assert result.stopped == "patience" and result.steps == result.best_step + 2 < 40
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_was(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    _run(base, tokenizer, rows, tmp_path / "whole")
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    first, _, _ = _run(base, tokenizer, rows, tmp_path / "parts", on_event=interrupt)
+    assert (first.stopped, first.steps) == ("interrupted", 3)
+    assert signal.getsignal(signal.SIGINT) is handler
+    second, _, _ = _run(base, tokenizer, rows, tmp_path / "parts", resume=True)
+    assert (second.stopped, second.steps) == ("finished", 6)
+    _same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_killed_run_goes_on_as_if_nothing_was(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    _run(base, tokenizer, rows, tmp_path / "whole")
+    script = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from mlx_medphi.blas import load_blas
+        load_blas()
+        from mlx_medphi.config import LoRAConfig, TrainConfig
+        from conftest_training import small_rows
+        from mlx_medphi.model.checkpoint import load
+        from mlx_medphi.training.events import Stepped
+        from mlx_medphi.training.loop import train
+        def kill(event):
+            if isinstance(event, Stepped) and event.step == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+        model, tokenizer = load({str(FIXTURES / "mini-4k")!r}, dtype="float32")
+        rows = small_rows()
+        train(model, tokenizer, rows[:8], rows[8:], out={str(tmp_path / "parts")!r},
+              config={CONFIG!r}, lora={LORA!r}, on_event=kill)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        check=False,
+        env=os.environ | {"MLX_DISABLE_COMPILE": "1"},
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert len(_metrics(tmp_path / "parts")) == 5 + 3  # update 5 is on disk, and will be done again
+    result, _, _ = _run(base, tokenizer, rows, tmp_path / "parts", resume=True)
+    assert result.steps == 6
+    _same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    _run(base, tokenizer, rows, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(TrainingError, match="already in use; go on with it by --resume"):
+        _run(base, tokenizer, rows, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    with pytest.raises(TrainingError, match="already in use; choose another"):
+        _run(base, tokenizer, rows, tmp_path / "mine")
+
+
+def test_going_on_needs_a_run_and_the_same_settings_and_data(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="no run to go on with"):
+        _run(base, tokenizer, rows, tmp_path / "none", resume=True)
+    out = tmp_path / "run"
+    _run(base, tokenizer, rows, out)
+    with pytest.raises(TrainingError, match="made by another run .*'seed': 0.*'seed': 9"):
+        _run(base, tokenizer, rows, out, resume=True, config=replace(CONFIG, seed=9))
+    with pytest.raises(TrainingError, match="data_hash"):
+        _run(base, tokenizer, rows[::-1], out, resume=True)
+    with pytest.raises(TrainingError, match="base_fingerprint"):
+        _run(base, tokenizer, rows, out, resume=True, model=base("sliding-window"))
+
+
+def test_a_damaged_checkpoint_is_named(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _run(base, tokenizer, rows, out)
+    weights = out / "checkpoints" / "step-000006" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(TrainingError, match="weights.safetensors: missing or changed"):
+        _run(base, tokenizer, rows, out, resume=True)
+    (weights.parent / "state.json").unlink()
+    resumed, _, _ = _run(base, tokenizer, rows, out, resume=True)  # from the checkpoint before it
+    assert resumed.steps == 6
+
+
+def test_a_diverged_run_stops_with_advice(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    model = base()
+    model.model.norm.weight = model.model.norm.weight * float("nan")
+    with pytest.raises(TrainingError, match="not finite .*Lower the learning rate"):
+        _run(base, tokenizer, rows, tmp_path / "run", model=model, config=replace(CONFIG, iters=40))
+    steps = [row["step"] for row in _metrics(tmp_path / "run") if "train_loss" in row]
+    assert steps[-1] == MAX_SKIPPED_IN_A_ROW
+
+
+def test_rows_that_cannot_be_trained_on_are_listed(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    silent = Example("mine/1", "jsonl", Conversation.from_text("Doctor: Hello."), Note(""))
+    long_note = replace(rows[0], id="mine/2", note=Note("word " * 500))
+    events: list[Event] = []
+    train(
+        base(), tokenizer, [*rows, silent, long_note], out=tmp_path / "run", config=CONFIG,
+        lora=LORA, on_event=events.append,
+    )  # fmt: skip
+    refused = dict(_of(Started, events)[0].refused)
+    assert set(refused) == {"mine/1", "mine/2"}
+    with pytest.raises(TrainingError, match="none of 1 training rows can be used: mine/1"):
+        train(base(), tokenizer, [silent], out=tmp_path / "other", config=CONFIG, lora=LORA)
+
+
+def test_full_parameter_training_writes_a_model(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    result, _, model = _run(base, tokenizer, rows, tmp_path / "run", lora=None)
+    assert result.best_loss < result.first_loss
+    again, _ = load(result.adapter)
+    assert mx.array_equal(again(IDS), model(IDS))
+    for options in ({"dtype": "bfloat16"}, {"quantize": (8, 32)}):
+        with pytest.raises(TrainingError, match="plain float32 weights"):
+            _run(base, tokenizer, rows, tmp_path / "no", lora=None, model=base(**options))
+
+
+def test_a_base_in_half_precision_trains_float32_masters(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    result, _, model = _run(base, tokenizer, rows, tmp_path / "run", model=base(dtype="bfloat16"))
+    assert result.best_loss < result.first_loss
+    for _, layer in adapted_layers(model):
+        assert layer.lora_a.dtype == layer.lora_b.dtype == mx.float32
+        assert layer(mx.zeros((1, layer.lora_a.shape[0]), mx.bfloat16)).dtype == mx.bfloat16
