@@ -1,8 +1,9 @@
-"""Make the tiny base's tokenizer: Phi-3's structure and special tokens, pieces learned from the synthetic text.
+"""Make the tiny base's tokenizer: Phi-3's structure and special tokens, synthetic text.
 
     python examples/make_tiny_tokenizer.py --out mlx_medphi/assets/tiny
 
-The same text gives the same bytes; the sha256 printed at the end is the one recorded in the assets' README.
+The same text gives the same bytes. The sha256 printed at the end is the one that the README in
+mlx_medphi/assets/tiny records.
 """
 
 from __future__ import annotations
@@ -11,33 +12,51 @@ import argparse
 import json
 import re
 import string
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+# The script must find the package without an installation.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from mlx_medphi.data import synthetic_pretraining
 from mlx_medphi.data.prompt import chat_messages
 from mlx_medphi.data.synthetic import sample
-from mlx_medphi.files import write_json, sha256_file
+from mlx_medphi.files import sha256_file, write_json
 
 VOCAB_SIZE = 1152
 WORD_WEIGHT = 200
 SPACE = "\u2581"
 HEAD = ("<unk>", "<s>", "</s>")
 TAIL = (
-    "<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|placeholder2|>", "<|placeholder3|>", "<|placeholder4|>", "<|system|>",
-    "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|assistant|>",
+    "<|placeholder1|>",
+    "<|placeholder2|>",
+    "<|placeholder3|>",
+    "<|placeholder4|>",
+    "<|system|>",
+    "<|end|>",
+    "<|placeholder5|>",
+    "<|placeholder6|>",
+    "<|user|>",
+)
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
-    "{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
-    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}"
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% elif message['role'] == 'user' %}"
+    "{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
-# Phi-3 has no pre-tokenizer, so the rule "no merge across words or around punctuation" has to be in the merges themselves.
+# Phi-3 has no pre-tokenizer, so the rule "no merge across words or around punctuation" has to be
+# in the merges themselves.
 _PIECE = re.compile(rf"{SPACE}?(?:[A-Za-z]+|[0-9]+)|{SPACE}|[^{SPACE}A-Za-z0-9\s]")
 
 
@@ -61,19 +80,28 @@ def pieces(text: str) -> list[str]:
     return _PIECE.findall(SPACE + text.replace(" ", SPACE))
 
 
-def tokenizer_file(texts: Iterable[str]) -> dict[str, Any]:
-    """Learn the merges and lay out the file exactly as Phi-3's tokenizer.json."""
+def learned_pieces(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Pieces in the order of their ids, and the merges that make them."""
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     letters = [SPACE, *string.ascii_letters, *string.digits, *string.punctuation]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(HEAD) - len(BYTES) - len(TAIL), initial_alphabet=letters, limit_alphabet=len(letters),
-        show_progress=False, special_tokens=[],
-    )  # fmt: skip
+        vocab_size=VOCAB_SIZE - len(HEAD) - len(BYTES) - len(TAIL),
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
+        special_tokens=[],
+    )
     learner.train_from_iterator((" ".join(pieces(text)) for text in texts), trainer)
-    vocab = learner.get_vocab()
-    learned = sorted(vocab, key=lambda piece: vocab[piece])
     model = json.loads(learner.to_str())["model"]
+    # Releases of the library write a merge as one string or as a pair.
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return sorted(model["vocab"], key=model["vocab"].__getitem__), merges
+
+
+def tokenizer_file(texts: Iterable[str]) -> dict[str, Any]:
+    """Learn the merges and lay out the file exactly as Phi-3's tokenizer.json."""
+    learned, merges = learned_pieces(texts)
     names = [*HEAD, *BYTES, *learned]
     return {
         "version": "1.0",
@@ -115,30 +143,25 @@ def tokenizer_file(texts: Iterable[str]) -> dict[str, Any]:
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": {name: index for index, name in enumerate(names)},
-            "merges": [
-                merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]
-            ],
+            "merges": merges,
         },
     }
 
 
 def added_tokens(first: int) -> list[dict[str, Any]]:
     """Phi-3's added tokens with its flags; `first` is the id after the last learned piece."""
-    entries = []
-    for index, content in [*enumerate(HEAD), *enumerate(TAIL, start=first)]:
-        plain = content in ("<unk>", "<s>", "<|endoftext|>")
-        entries.append(
-            {
-                "id": index,
-                "content": content,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": not plain,
-                "normalized": False,
-                "special": content != "</s>",
-            }  # fmt: skip
-        )
-    return entries
+    return [
+        {
+            "id": index,
+            "content": content,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": content not in ("<unk>", "<s>", "<|endoftext|>"),
+            "normalized": False,
+            "special": content != "</s>",
+        }
+        for index, content in [*enumerate(HEAD), *enumerate(TAIL, start=first)]
+    ]
 
 
 def tokenizer_config(added: list[dict[str, Any]], max_length: int) -> dict[str, Any]:
@@ -165,7 +188,7 @@ def tokenizer_config(added: list[dict[str, Any]], max_length: int) -> dict[str, 
 
 
 def write_tokenizer(out: Path, max_length: int = 1024) -> str:
-    """Write tokenizer.json and tokenizer_config.json into `out`; returns the sha256 of tokenizer.json."""
+    """Write tokenizer.json and tokenizer_config.json; returns the sha256 of the former."""
     out.mkdir(parents=True, exist_ok=True)
     built = tokenizer_file(training_texts())
     write_json(out / "tokenizer.json", built)
@@ -178,7 +201,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    print(write_tokenizer(parser.parse_args().out))  # noqa: T201
+    print(write_tokenizer(parser.parse_args().out))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
+    "AdapterInfo",
     "CheckpointError",
     "ConfigError",
     "Conversation",
@@ -43,6 +44,10 @@ __all__ = [
     "TrainingError",
     "Turn",
     "UsageError",
+    "adapter_diff",
+    "adapter_info",
+    "convert_adapter",
+    "fuse",
     "generate_note",
     "load",
     "load_adapter",
@@ -83,7 +88,15 @@ _MODULES = {
     "text.lengths": ("measure_lengths",),
     "text.tokenizer": ("Tokenizer",),
     "model.checkpoint": ("load", "save_model"),
-    "model.adapter": ("load_adapter", "save_adapter"),
+    "model.adapter": (
+        "AdapterInfo",
+        "adapter_info",
+        "convert_adapter",
+        "load_adapter",
+        "save_adapter",
+    ),
+    "model.delta": ("adapter_diff",),
+    "model.fuse": ("fuse",),
     "model.generate": ("generate_note", "stream_note"),
     "training.loop": ("train",),
     "training.result": ("TrainResult",),
@@ -110,8 +123,16 @@ if TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
-    from mlx_medphi.model.adapter import load_adapter, save_adapter
+    from mlx_medphi.model.adapter import (
+        AdapterInfo,
+        adapter_info,
+        convert_adapter,
+        load_adapter,
+        save_adapter,
+    )
     from mlx_medphi.model.checkpoint import load, save_model
+    from mlx_medphi.model.delta import adapter_diff
+    from mlx_medphi.model.fuse import fuse
     from mlx_medphi.model.generate import generate_note, stream_note
     from mlx_medphi.text.lengths import measure_lengths
     from mlx_medphi.text.tokenizer import Tokenizer

@@ -86,16 +86,27 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
             if file.is_file():
                 fsync_file(file)
         if path.exists():
-            # rename cannot replace a directory that has files: step aside, swap, then delete.
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            os.replace(path, aside / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(aside)
+            _swap(temporary, path)
         else:
             os.replace(temporary, path)
         _fsync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Rename `new` to `path`, whose old content is deleted; if that fails the old content is back."""
+    # rename cannot replace a directory that has files: step aside, swap, then delete.
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    try:
+        os.replace(path, aside / path.name)
+        try:
+            os.replace(new, path)
+        except OSError:
+            os.replace(aside / path.name, path)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -172,7 +183,7 @@ def read_safetensors_header(path: Path, error: type[MedPhiError] = MedPhiError) 
             header = json.loads(handle.read(length))
     except OSError as exc:
         raise error(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise error(_damaged(path, "its header is not JSON")) from exc
     return _checked_header(path, header, 8 + length, size, error)
 

@@ -25,21 +25,23 @@ MAY_IMPORT = {
     "training": BOTTOM | {"data", "text", "model"},
     "evaluation": BOTTOM | {"data", "text", "model"},
     "coreml": BOTTOM | {"data", "text", "model"},
+    "machine": BOTTOM,
     "demo": BOTTOM | {"data", "text", "model", "training"},
     # The public face, which imports only when a name is asked for.
     "__init__": BOTTOM | {"data", "text", "model", "training", "evaluation", "coreml"},
     "cli": BOTTOM
-    | {"__init__", "data", "text", "model", "training", "evaluation", "coreml", "demo"},
+    | {"__init__", "data", "text", "model", "training", "evaluation", "coreml"}
+    | {"demo", "machine"},
     "__main__": {"cli"},
 }
 # Which rooms may load a library that is heavy or that shows things to people.
 MAY_LOAD = {
-    "mlx": {"model", "training", "evaluation", "coreml", "demo", "cli"},
+    "mlx": {"model", "training", "evaluation", "coreml", "demo", "machine"},
     "mlx_lm": {"model", "training"},
     "tokenizers": {"text"},
     "transformers": set(),
     "torch": set(),
-    "coremltools": {"coreml", "cli"},
+    "coremltools": {"coreml"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

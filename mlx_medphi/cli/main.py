@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import mlx_medphi
 from mlx_medphi.blas import load_blas
-from mlx_medphi.cli import data, generate, train
+from mlx_medphi.cli import adapter, check, data, fuse, generate, train
 from mlx_medphi.cli.show import fail
 from mlx_medphi.errors import MedPhiError
 
@@ -29,8 +30,23 @@ INTERRUPTED = 130
 _ClickUsageError: Any = typer.BadParameter.__base__
 _ClickError: Any = _ClickUsageError.__base__
 
+class _Stopped(MedPhiError):
+    exit_code = INTERRUPTED
+
+
+class _Verbs(TyperGroup):
+    """The verbs; Ctrl-C in one of them is an error like the others."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Stopped("stopped from the keyboard") from None
+
+
 app = typer.Typer(
     name="medphi",
+    cls=_Verbs,
     no_args_is_help=True,
     # Plain help: it starts at once, wraps no example and reads well in a pipe.
     rich_markup_mode=None,
@@ -39,6 +55,9 @@ app = typer.Typer(
 app.add_typer(data.app)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(epilog=fuse.EXAMPLES)(fuse.fuse)
+app.add_typer(adapter.app)
+app.command(epilog=check.EXAMPLES)(check.check)
 
 
 def _print_version(wanted: bool) -> None:
@@ -76,11 +95,10 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as exc:
-        if debug and not isinstance(exc, (_ClickError, typer.Abort)):
+        if debug and not isinstance(exc, _ClickError):
             raise
         return _explain(exc)
-    except KeyboardInterrupt:
-        return _explain(typer.Abort())
+
     return code if isinstance(code, int) else 0
 
 
@@ -92,8 +110,7 @@ def run() -> None:
 def _explain(exc: Exception) -> int:
     if isinstance(exc, MedPhiError):
         return fail(str(exc), exc.exit_code)
-    if isinstance(exc, typer.Abort):
-        return fail("stopped from the keyboard", INTERRUPTED)
+
     if isinstance(exc, _ClickUsageError):
         return _explain_usage(exc)
     if isinstance(exc, _ClickError):

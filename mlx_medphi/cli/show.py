@@ -37,6 +37,7 @@ def print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """What the JSON writer does not know; dataclasses inside lists come here one by one."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, Path):

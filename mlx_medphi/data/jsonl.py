@@ -68,7 +68,8 @@ def example_from_row(row: Any, fallback_id: str, stem: str) -> Example:
     if not isinstance(row, dict):
         raise _RowFault("not a JSON object")
     messages = _messages(row)
-    split = _text(row, "split") or (stem if stem in _SPLITS else None)
+    named = stem if stem in _SPLITS else None
+    split = _text(row, "split") if "split" in row else named
     example_id = _text(row, "id") or fallback_id
     augmented = row.get("augmented", False)
     if not isinstance(augmented, bool):
@@ -96,10 +97,11 @@ def row_from_example(example: Example) -> dict[str, Any]:
     """The row that `example_from_row` reads back to an equal example; mlx-lm reads `messages`."""
     messages = [{"role": m.role, "content": m.content} for m in chat_messages(example)]
     row: dict[str, Any] = {"messages": messages, "id": example.id, "source": example.source}
+    # Null too: the file's name must not stand in for a split that the row never had.
+    row["split"] = example.split
     optional = {
         "section": example.note.section,
         "group": example.group,
-        "split": example.split,
         "augmented": example.augmented or None,
     }
     row.update({key: value for key, value in optional.items() if value is not None})

@@ -1,7 +1,8 @@
-"""The embedded sample: short doctor-patient conversations and the notes about them, made by this project.
+"""The embedded sample: short conversations and the notes about them, made by this project.
 
-The same count, seed and choice give the same examples on every machine; every fact of a note stands in its conversation.
-Nobody in it exists, the drugs are invented, and nothing in it is advice.
+The same count, seed and choice give the same examples on every machine, and every fact of a note
+stands in its conversation. Nobody in it exists, the drugs are invented, and nothing in it is
+advice.
 """
 
 from __future__ import annotations
@@ -12,13 +13,24 @@ from dataclasses import dataclass
 
 from mlx_medphi.data import synthetic_words as words
 from mlx_medphi.data.examples import Conversation, Example, Note, Turn
+from mlx_medphi.errors import DataError
+
+__all__ = [
+    "Facts",
+    "conversation_turns",
+    "draw_facts",
+    "facts",
+    "note_text",
+    "parse_note",
+    "sample",
+]
 
 SOURCE = "synthetic"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one synthetic conversation is about, in the words used in the conversation and in the note."""
+    """What one synthetic conversation is about, in the words that it and its note use."""
 
     name: str
     age: str
@@ -33,34 +45,49 @@ class Facts:
 
 
 def sample(count: int, seed: int, *, held_out: bool = False) -> list[Example]:
-    """Make examples from `seed`; with `held_out`, from the names and drugs the other half never uses.
+    """Make examples, for training or held out from it.
 
-    Returns: `count` examples with ids "synthetic-SEED-NNNN" or "synthetic-held-out-SEED-NNNN".
-    Raises: ValueError when `count` is negative.
+    Args:
+        count: how many; the first ones do not depend on it.
+        seed: other seeds give other conversations.
+        held_out: draw from the names and drugs that the training sample never uses.
+
+    Raises:
+        DataError: `count` is negative.
+
+    >>> sample(1, seed=0)[0].id, sample(1, seed=0, held_out=True)[0].id
+    ('synthetic/0/0000', 'synthetic-held-out/0/0000')
     """
     if count < 0:
-        raise ValueError(f"count is {count}; expected 0 or more")
-    kind = "held-out" if held_out else "train"
-    rng = random.Random(f"{SOURCE}/{kind}/{seed}")
-    label = f"{SOURCE}-held-out-{seed}" if held_out else f"{SOURCE}-{seed}"
-    return [_example(f"{label}-{row:04d}", draw_facts(rng, held_out=held_out), rng) for row in range(count)]
+        raise DataError(f"a synthetic sample of {count} examples. Expected 0 or more.")
+    rng = random.Random(f"{SOURCE}/{'held-out' if held_out else 'train'}/{seed}")
+    label = f"{SOURCE}-held-out" if held_out else SOURCE
+    return [
+        _example(f"{label}/{seed}/{row:04d}", draw_facts(rng, held_out=held_out), rng)
+        for row in range(count)
+    ]
 
 
 def facts(example: Example) -> Facts:
     """Read the facts of a synthetic example back out of its note.
 
-    Raises: ValueError when the note does not have the synthetic form.
+    Raises:
+        DataError: the note does not have the form of the sample.
     """
     found = parse_note(example.note.text)
     if found is None:
-        raise ValueError(f"{example.id}: the note does not have the form of the synthetic sample")
+        raise DataError(
+            f"{example.id}: the note is not of the synthetic sample's form. Expected an example "
+            "made by sample()."
+        )
     return found
 
 
 def draw_facts(rng: random.Random, *, held_out: bool | None = False) -> Facts:
     """Draw one set of facts; `held_out` None draws from all names and drugs."""
+    first, last = _share(words.FIRST_NAMES, held_out), _share(words.LAST_NAMES, held_out)
     return Facts(
-        name=f"{rng.choice(_share(words.FIRST_NAMES, held_out))} {rng.choice(_share(words.LAST_NAMES, held_out))}",
+        name=f"{rng.choice(first)} {rng.choice(last)}",
         age=str(rng.choice(words.AGES)),
         complaint=rng.choice(words.COMPLAINTS),
         onset=rng.choice(words.ONSETS),
@@ -74,7 +101,7 @@ def draw_facts(rng: random.Random, *, held_out: bool | None = False) -> Facts:
 
 
 def conversation_turns(of: Facts, rng: random.Random) -> tuple[Turn, ...]:
-    """Tell `of` as six to ten or twelve short turns, each fact phrased in one of several ways."""
+    """Tell `of` in eight to twelve short turns, each fact phrased in one of several ways."""
     values = vars(of)
     lines: list[tuple[str, str]] = []
 
@@ -110,14 +137,18 @@ def conversation_turns(of: Facts, rng: random.Random) -> tuple[Turn, ...]:
 def note_text(of: Facts) -> str:
     """The note: two headings, prose, exactly the facts."""
     return (
-        f"Subjective: {of.name}, aged {of.age}, reports {of.complaint} for {of.onset}. Allergies: {of.allergy}.\n"
+        f"Subjective: {of.name}, aged {of.age}, reports {of.complaint} for {of.onset}. "
+        f"Allergies: {of.allergy}.\n"
         f"Plan: {of.drug} {of.dose} {of.frequency} for {of.duration}. Review in {of.follow_up}."
     )
 
 
 _NOTE = re.compile(
-    r"Subjective: (?P<name>.+?), aged (?P<age>\d+), reports (?P<complaint>.+?) for (?P<onset>.+?)\. Allergies: (?P<allergy>.+?)\.\s+"
-    r"Plan: (?P<drug>\S+) (?P<dose>\d+ mg) (?P<frequency>.+?) for (?P<duration>\d+ \w+)\. Review in (?P<follow_up>.+?)\."
+    r"Subjective: (?P<name>.+?), aged (?P<age>\d+), "
+    r"reports (?P<complaint>.+?) for (?P<onset>.+?)\. "
+    r"Allergies: (?P<allergy>.+?)\.\s+"
+    r"Plan: (?P<drug>\S+) (?P<dose>\d+ mg) (?P<frequency>.+?) for (?P<duration>\d+ \w+)\. "
+    r"Review in (?P<follow_up>.+?)\."
 )
 
 
@@ -128,7 +159,12 @@ def parse_note(text: str) -> Facts | None:
 
 
 def _example(row_id: str, of: Facts, rng: random.Random) -> Example:
-    return Example(id=row_id, source=SOURCE, conversation=Conversation(conversation_turns(of, rng)), note=Note(note_text(of)))
+    return Example(
+        id=row_id,
+        source=SOURCE,
+        conversation=Conversation(conversation_turns(of, rng)),
+        note=Note(note_text(of)),
+    )
 
 
 def _share(entries: tuple[str, ...], held_out: bool | None) -> tuple[str, ...]:

@@ -1,53 +1,35 @@
 """Fold an adapter into its base: a directory any Phi-3 loader reads, or one self-describing file.
 
-The base is only ever read, and a fused model is never accepted unmeasured: what was written is loaded
-again and compared with the adapted model on real tokens before it gets its name. Nothing is left
-behind when it fails.
+The base is only ever read. What was written is loaded again and compared with the adapted model on
+real tokens before it gets its name; when it is too far away nothing is left behind.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
-
-import mlx.core as mx
+from typing import Any
 
 from mlx_medphi import __version__
-from mlx_medphi.config import PROJECTIONS
 from mlx_medphi.errors import FuseError
-from mlx_medphi.files import atomic_directory, atomic_path, sha256_file, write_json
+from mlx_medphi.files import atomic_directory, atomic_path
 from mlx_medphi.model.adapter import AdapterInfo, adapter_of, load_adapter
 from mlx_medphi.model.adapter_files import is_file_path
-from mlx_medphi.model.adapter_formats import base_label, layer_key
+from mlx_medphi.model.adapter_formats import base_label
 from mlx_medphi.model.checkpoint import build_model
 from mlx_medphi.model.delta import LayerChange, Tally
 from mlx_medphi.model.fidelity import LIMITS, Fidelity, Reference, compare, reference
-from mlx_medphi.model.fuse_plan import Precision, Source, fused_config, plan_files, shard_index
+from mlx_medphi.model.fuse_checks import check_places, check_request, check_space
+from mlx_medphi.model.fuse_plan import Precision, Source, plan_files, stored_form
+from mlx_medphi.model.fuse_write import Progress, describe, write_checkpoint
 from mlx_medphi.model.hub import resolve_model
-from mlx_medphi.model.shards import Piece, ShardSet, header_bytes, write_pieces
-from mlx_medphi.model.weights import CONFIG_KEY, Checkpoint, open_checkpoint
+from mlx_medphi.model.shards import Piece, ShardSet
+from mlx_medphi.model.weights import Checkpoint, open_checkpoint
 
-__all__ = ["REPORT_NAME", "FuseReport", "fuse"]
-
-REPORT_NAME = "fuse_report.json"
-INDEX_NAME = "model.safetensors.index.json"
-TOKENIZER_NAME = "tokenizer.json"
-# What belongs to a checkpoint beside its weights; an adapter or a log in the folder does not.
-COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template*", "*.py", "LICENSE*", "NOTICE*",
-)  # fmt: skip
-# Room in a single file's header for the figures that are known only after it is written.
-HEADER_SPARE = 4096
-STORED_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-Progress = Callable[[int, int], None]
+__all__ = ["FuseReport", "fuse"]
 
 
 @dataclass(frozen=True)
@@ -61,10 +43,8 @@ class FuseReport:
         out: the directory or file.
         precision: what was asked for.
         stored: what the changed weights are stored as: "float32", "float16", "bfloat16", "8bit".
-        base_bytes: size of the base's weight files.
-        fused_bytes: size of the fused weight files.
-        base_tensor_bytes: the same without headers.
-        fused_tensor_bytes: the same without headers.
+        base_bytes: all tensors of the base, headers not counted.
+        fused_bytes: all tensors of the fused model, headers not counted.
         layers: how far each weight moved, and how much of that the stored numbers kept.
         fidelity: the fused model against the adapted one, on real tokens.
         seconds: how long it took.
@@ -78,8 +58,6 @@ class FuseReport:
     stored: str
     base_bytes: int
     fused_bytes: int
-    base_tensor_bytes: int
-    fused_tensor_bytes: int
     layers: tuple[LayerChange, ...]
     fidelity: Fidelity
     seconds: float
@@ -87,15 +65,18 @@ class FuseReport:
     @property
     def same_size(self) -> bool:
         """Whether the fused tensors take exactly the bytes of the base's."""
-        return self.base_tensor_bytes == self.fused_tensor_bytes
+        return self.base_bytes == self.fused_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values, without the paths of this machine."""
-        adapter = {**asdict(self.adapter), "path": self.adapter.path.name}
-        fidelity = {**asdict(self.fidelity), "lost": self.fidelity.lost}
-        own = {"out": self.out.name, "adapter": adapter, "fidelity": fidelity}
-        limits = asdict(LIMITS[self.stored])
-        return {**asdict(self), **own, "limits": limits, "package_version": __version__}
+        """The report as JSON values, without the folders of this machine."""
+        return {
+            **asdict(self),
+            "out": self.out.name,
+            "adapter": {**asdict(self.adapter), "path": self.adapter.path.name},
+            "fidelity": {**asdict(self.fidelity), "lost": self.fidelity.lost},
+            "limits": asdict(LIMITS[self.stored]),
+            "package_version": __version__,
+        }
 
 
 def fuse(
@@ -118,7 +99,7 @@ def fuse(
             name makes a directory.
         token_rows: token ids of real text on which the fused model is compared with the adapted.
         precision: "same" keeps the base's dtype and size; "float16" stores all weights so, unpacked
-            where they are quantised; "8bit" stores the changed layers of a quantised base in 8 bits.
+            where they are quantised; "8bit" stores the changed layers of a quantised base so.
         replace: whether an existing file, or a directory that `fuse` made, is replaced.
         allow_other_base: accept an adapter that says it belongs to another base of the same shape.
         progress: called with the bytes written so far and in all.
@@ -130,10 +111,53 @@ def fuse(
         CheckpointError: the base is damaged.
     """
     begun = time.monotonic()
-    out, adapter = Path(out), Path(adapter)
+    adapter, out = Path(adapter), Path(out)
     checkpoint = open_checkpoint(resolve_model(base))
-    _check_request(checkpoint, precision, token_rows)
-    _check_places(checkpoint.path, adapter, out, replace)
+    check_request(checkpoint, precision, token_rows)
+    check_places(checkpoint.path, adapter, out, replace)
+    work = _prepared(checkpoint, adapter, out, precision, token_rows, allow_other_base)
+    with _named_when_done(out) as temporary:
+        write_checkpoint(work.source, work.files, precision, temporary, progress)
+        fidelity = compare(work.kept, build_model(open_checkpoint(temporary)))
+        _accept(fidelity, work.stored, out)
+        report = FuseReport(
+            base=base_label(str(checkpoint.path.absolute())) or str(base),
+            base_fingerprint=work.fingerprint,
+            adapter=work.info,
+            out=out,
+            precision=precision,
+            stored=work.stored,
+            base_bytes=work.source.shards.tensor_bytes,
+            fused_bytes=sum(piece.nbytes for pieces in work.files.values() for piece in pieces),
+            layers=tuple(tally.result() for tally in work.source.tallies.values()),
+            fidelity=fidelity,
+            seconds=time.monotonic() - begun,
+        )
+        describe(work.source, work.files, temporary, report.to_dict())
+    return report
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All that is kept of the adapted model: the plan, and what it said."""
+
+    source: Source
+    files: dict[str, list[Piece]]
+    stored: str
+    info: AdapterInfo
+    fingerprint: str
+    kept: Reference
+
+
+def _prepared(
+    checkpoint: Checkpoint,
+    adapter: Path,
+    out: Path,
+    precision: Precision,
+    token_rows: Sequence[Sequence[int]],
+    allow_other_base: bool,
+) -> _Work:
+    """Load the adapted model, plan, and hear it; it is gone on return, before another is loaded."""
     model = build_model(checkpoint)
     info = load_adapter(model, adapter, allow_other_base=allow_other_base)
     carried = adapter_of(model)
@@ -142,33 +166,43 @@ def fuse(
     shards = ShardSet(checkpoint.files)
     source = Source(checkpoint, shards, carried.layers, carried.scaling.scale, tallies)
     files = plan_files(source, precision)
-    _check_space(out, files)
-    kept, fingerprint = reference(model, token_rows), model.fingerprint
-    del model
-    mx.clear_cache()
+    check_space(out, files)
+    kept = reference(model, token_rows)
+    return _Work(source, files, stored_form(source, precision), info, model.fingerprint, kept)
 
-    def report(path: Path, fidelity: Fidelity) -> FuseReport:
-        sizes = [file.stat().st_size for file in _weight_files(path)]
-        return FuseReport(
-            base=base_label(str(checkpoint.path.absolute())) or str(base),
-            base_fingerprint=fingerprint,
-            adapter=info,
-            out=out,
-            precision=precision,
-            stored=_stored(source, precision),
-            base_bytes=sum(file.stat().st_size for file in checkpoint.files),
-            fused_bytes=sum(sizes),
-            base_tensor_bytes=shards.tensor_bytes,
-            fused_tensor_bytes=sum(p.nbytes for pieces in files.values() for p in pieces),
-            layers=tuple(tally.result() for tally in tallies.values()),
-            fidelity=fidelity,
-            seconds=time.monotonic() - begun,
+
+@contextmanager
+def _named_when_done(out: Path) -> Iterator[Path]:
+    """A temporary place beside `out` that takes its name at the end, or disappears."""
+    try:
+        place = atomic_path(out) if is_file_path(out) else atomic_directory(out, replace=True)
+        with place as temporary:
+            yield temporary
+    except OSError as exc:
+        raise FuseError(
+            f"{out}: cannot be written ({exc.strerror or exc}); what was there is unchanged"
+        ) from exc
+
+
+def _accept(fidelity: Fidelity, stored: str, out: Path) -> None:
+    """Refuse a fused model that is not the adapted one.
+
+    Raises:
+        FuseError: a figure is beyond its limit, or no number at all.
+    """
+    limits = LIMITS[stored]
+    checks = (
+        (fidelity.kl <= limits.kl, f"KL {fidelity.kl:.2g} (at most {limits.kl:g})"),
+        (fidelity.top1 >= limits.top1, f"top-1 {fidelity.top1:.1%} (at least {limits.top1:.1%})"),
+        (
+            fidelity.lost <= limits.lost,
+            f"{fidelity.lost:.0%} of the training lost (at most {limits.lost:.0%})",
+        ),
+    )
+    missed = [text for good, text in checks if not good]
+    if missed:
+        raise FuseError(
+            f"{out}: stored as {stored}, the fused model is not the adapted one on "
+            f"{fidelity.positions} tokens: {', '.join(missed)}; nothing was written. "
+            "Keep the adapter beside the base, or fuse with precision='float16'"
         )
-
-    write = _write_file if is_file_path(out) else _write_directory
-    counted = {name: list(_counted(files, name, progress)) for name in files}
-    with _as_fuse_errors(out):
-        return write(source, counted, precision, kept, report)
-
-
-Finish = Callable[[Path, Fidelity], FuseReport]

@@ -7,7 +7,7 @@ pieces of a plan are written. Sums are made in float32 and rounded once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,10 +28,11 @@ from mlx_medphi.model.shards import (
 )
 from mlx_medphi.model.weights import Checkpoint
 
-__all__ = ["Precision", "Source", "fused_config", "plan_files", "shard_index"]
+__all__ = ["Precision", "Source", "fused_config", "plan_files", "shard_index", "stored_form"]
 
 Precision = Literal["same", "float16", "8bit"]
 EIGHT_BITS = 8
+COARSEST_FIRST = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,14 @@ def plan_files(source: Source, precision: Precision) -> dict[str, list[Piece]]:
     return files
 
 
+def stored_form(source: Source, precision: Precision) -> str:
+    """What the changed weights are stored as, the coarsest where there are several."""
+    if precision != "same":
+        return precision
+    found = {source.shards.info(f"{layer}.weight").dtype for layer in source.changes}
+    return next(name for dtype, name in COARSEST_FIRST.items() if dtype in found)
+
+
 def _is_remade(source: Source, layer: str, precision: Precision) -> bool:
     """Whether a quantised layer is stored in another form than the base's."""
     return precision == "float16" or (precision == "8bit" and layer in source.changes)
@@ -174,8 +183,8 @@ def _eight_bits(source: Source, layer: str, _dtype: str) -> Piece:
             with mx.stream(mx.cpu):
                 base, wanted = source.fused_rows(layer, start, stop)
                 codes, scale, bias = _quantize(wanted, group, MLX_DTYPES[stored])
-                floats = (part.astype(mx.float32) for part in (scale, bias))
-                kept = mx.dequantize(codes, *floats, group, EIGHT_BITS)
+                step, low = scale.astype(mx.float32), bias.astype(mx.float32)
+                kept = mx.dequantize(codes, step, low, group, EIGHT_BITS)
                 source.tallies[layer].add(base, wanted, kept)
                 data = array_bytes(codes)
                 scales.append(array_bytes(scale))
@@ -187,9 +196,7 @@ def _eight_bits(source: Source, layer: str, _dtype: str) -> Piece:
     return Piece(specs, chunks)
 
 
-def _quantize(
-    weight: mx.array, group: int, dtype: mx.Dtype
-) -> tuple[mx.array, mx.array, mx.array]:
+def _quantize(weight: mx.array, group: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
     """8-bit codes for the scales as they are stored.
 
     `mx.quantize` chooses codes for its float32 scales and rounds those afterwards; with bfloat16
@@ -234,7 +241,7 @@ def fused_config(source: Source, precision: Precision) -> dict[str, Any] | None:
     return raw
 
 
-def shard_index(files: Mapping[str, list[Piece]]) -> dict[str, Any]:
+def shard_index(files: Mapping[str, Sequence[Piece]]) -> dict[str, Any]:
     """model.safetensors.index.json for these files."""
     return {
         "metadata": {"total_size": sum(p.nbytes for pieces in files.values() for p in pieces)},

@@ -96,13 +96,14 @@ class Plan:
     shapes: Shapes
     micro_batches: tuple[int, ...]
     padding_share: float
+    _layouts: tuple[tuple[_Layout, ...], ...] = field(repr=False)
     _source: _Source = field(repr=False)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[MicroBatch]:
         """The micro-batches of one planned epoch (the first is 0), from number `start` on."""
         if not 0 <= epoch < len(self.micro_batches):
             raise IndexError(f"epoch {epoch} of a plan for {len(self.micro_batches)}")
-        for layout in self._source.layouts(epoch)[start:]:
+        for layout in self._layouts[epoch][start:]:
             slots = self.shapes.slots[self.shapes.widths.index(layout.width)]
             yield self._source.micro_batch(layout, slots)
 
@@ -145,24 +146,23 @@ def plan(
     if rows < 1 or epochs < 1:
         raise ConfigError(f"rows={rows} and epochs={epochs}: expected at least 1 of each.")
     source = _Source.of(examples, rows, seed, pack, long_threshold)
-    counts: list[int] = []
+    layouts: list[tuple[_Layout, ...]] = []
+    while len(layouts) < epochs or sum(map(len, layouts)) < micro_batches:
+        layouts.append(source.layouts(len(layouts)))
     slots = dict.fromkeys(source.widths, 1)
     positions = 0
-    while len(counts) < epochs or sum(counts) < micro_batches:
-        layouts = source.layouts(len(counts))
-        counts.append(len(layouts))
-        for layout in layouts:
-            slots[layout.width] = max(slots[layout.width], source.supervised(layout))
-        positions += sum(layout.width * rows for layout in layouts)
-    real = len(counts) * sum(source.lengths)
+    for layout in (layout for epoch in layouts for layout in epoch):
+        slots[layout.width] = max(slots[layout.width], source.supervised(layout))
+        positions += layout.width * rows
     return Plan(
         shapes=Shapes(
             widths=source.widths,
             rows=rows,
             slots=tuple(-(-most // _SLOT_STEP) * _SLOT_STEP for most in slots.values()),
         ),
-        micro_batches=tuple(counts),
-        padding_share=1 - real / positions,
+        micro_batches=tuple(len(epoch) for epoch in layouts),
+        padding_share=1 - len(layouts) * sum(source.lengths) / positions,
+        _layouts=tuple(layouts),
         _source=source,
     )
 
@@ -232,7 +232,7 @@ class _Source:
     def supervised(self, layout: _Layout) -> int:
         return sum(self.targets[example].size for example in layout.members())
 
-    def layouts(self, epoch: int) -> list[_Layout]:
+    def layouts(self, epoch: int) -> tuple[_Layout, ...]:
         """The micro-batches of an epoch: a function of the examples, the seed and the epoch."""
         rng = None if self.seed is None else np.random.default_rng([self.seed, epoch])
         order = np.arange(len(self.lengths)) if rng is None else rng.permutation(len(self.lengths))
@@ -248,7 +248,9 @@ class _Source:
                 same = [bin for bin in bins if bin.width == width]
                 for at in range(0, len(same), self.rows):
                     out.append(_Layout(width, long, tuple(same[at : at + self.rows])))
-        return _shuffled(out, rng) if rng else sorted(out, key=lambda batch: min(batch.members()))
+        if rng:
+            return tuple(_shuffled(out, rng))
+        return tuple(sorted(out, key=lambda batch: min(batch.members())))
 
     def micro_batch(self, layout: _Layout, slots: int) -> MicroBatch:
         shape = (self.rows, layout.width)

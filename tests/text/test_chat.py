@@ -189,6 +189,16 @@ def test_one_turn_more_would_not_fit(tokenizer: Tokenizer, seed: int) -> None:
             assert len(encode_chat(tokenizer, chat).ids) > limit
 
 
+def test_text_without_speakers_loses_lines(tokenizer: Tokenizer) -> None:
+    lines = [f"line {at} of many" for at in range(50)]
+    row = example(Conversation((Turn("", "\n".join(lines)),)))
+    encoded = encode_example(tokenizer, row, 300)
+    kept = plain_text(tokenizer, encoded).split("\n")
+    assert f"[… {encoded.left_out_turns} turns left out …]" in kept
+    assert len(kept) - 1 + encoded.left_out_turns == 50
+    assert encoded.left_out_words == 0
+
+
 def test_long_chat_row_loses_lines_of_its_longest_user_message(tokenizer: Tokenizer) -> None:
     lines = [f"line {at} of many" for at in range(50)]
     row = foreign(

@@ -1,0 +1,113 @@
+"""`medphi fuse`: the base with its adapter folded in, and how close it is to the two apart."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import mlx_medphi as mp
+from mlx_medphi.cli.options import JsonOption, ModelOption
+from mlx_medphi.cli.show import duration, examples, print_json, size
+
+if TYPE_CHECKING:
+    from mlx_medphi.model.fuse import FuseReport
+
+__all__ = ["fuse", "fuse_text"]
+
+EXAMPLES = examples(
+    "medphi fuse --model models/phi-3-mini --adapter runs/a/adapter --out fused",
+    "medphi fuse --model models/phi-3-mini --adapter runs/a/adapter "
+    "--out medical_phi3_trained.safetensors",
+    "medphi fuse --model models/phi-3-mini-4bit --adapter runs/b/adapter --out fused "
+    "--precision 8bit",
+)
+
+
+def fuse(
+    model: ModelOption,
+    adapter: Annotated[
+        Path, typer.Option(metavar="PATH", help="An adapter: own file, mlx-lm or PEFT directory.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="A directory any Phi-3 loader reads, or one file ending in .safetensors.",
+        ),
+    ],
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="same|float16|8bit",
+            help="Keep the base's numbers and size, unpack all to float16, or lift the changed "
+            "layers of a quantised base to 8 bits.",
+        ),
+    ] = "same",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A prepared folder: measure on its validation rows [default: the built-in "
+            "synthetic sample].",
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a file, or a directory made by this verb.")
+    ] = False,
+    allow_other_base: Annotated[
+        bool,
+        typer.Option("--allow-other-base", help="Accept an adapter trained on another base."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Fold an adapter into its base.
+
+    The fused model is compared with the adapted one on real tokens before it gets its name, and
+    refused when it is too far away. A quantised base is never folded into the same grid.
+    """
+    # Loads the tokenizer library, which no --help should wait for.
+    from mlx_medphi.model.fuse_text import text_rows
+
+    rows = None if data is None else mp.read_splits(data).valid
+    report = mp.fuse(
+        model,
+        adapter,
+        out,
+        token_rows=text_rows(model, rows),
+        precision=precision,  # type: ignore[arg-type]  # fuse checks it and names the choices
+        replace=replace,
+        allow_other_base=allow_other_base,
+        progress=_progress if sys.stderr.isatty() and not as_json else None,
+    )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print(fuse_text(report))
+    return 0
+
+
+def fuse_text(report: FuseReport) -> str:
+    """What was written, its size against the base's, and the two figures of fidelity."""
+    fidelity = report.fidelity
+    equal = " (the same, to the byte)" if report.same_size else ""
+    moved = sorted(layer.relative for layer in report.layers)
+    changes = f"{len(moved)} layers moved by {moved[0]:.2%} to {moved[-1]:.2%} of their length"
+    return "\n".join(
+        [
+            f"{report.out}: stored as {report.stored}, in {duration(report.seconds)}",
+            f"weights: base {report.base_bytes:,} bytes, fused {report.fused_bytes:,} bytes{equal}",
+            f"adapter: {size(report.adapter.bytes)}, {changes if moved else 'no layer'}",
+            f"fused against adapted on {fidelity.positions:,} tokens: KL {fidelity.kl:.2g} nats, "
+            f"same first token {fidelity.top1:.2%}",
+            f"adapted against base: KL {fidelity.adapter_kl:.2g} nats; lost in fusing "
+            f"{fidelity.lost:.2%} of that",
+        ]
+    )
+
+
+def _progress(done: int, total: int) -> None:
+    end = "\n" if done >= total else ""
+    print(f"\rwriting {size(done)} of {size(total)}", end=end, file=sys.stderr, flush=True)
