@@ -11,13 +11,14 @@ FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; exit; }; done)
 
-.PHONY: help demo test check lint types format clean
+.PHONY: help demo test check lint types format bench-full-size clean
 
 help:
 	@echo "make demo    the whole path on the embedded model and sample, offline"
 	@echo "make test    the tests"
 	@echo "make check   lint, types and tests with coverage: what CI runs"
 	@echo "make format  put the sources into the form that lint expects"
+	@echo "make bench-full-size  load, train and write with a 3.8 B model of random weights (24 GB)"
 	@echo "make clean   remove .venv and caches"
 
 demo: $(READY)
@@ -43,11 +44,15 @@ format: $(READY)
 # Written last, so that an interrupted install is started again; --clear, so that only what is pinned is there.
 $(READY): $(PINS) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found; install one or give PYTHON=…" >&2; exit 2; }
+	@echo "Installing the pinned packages into $(VENV), once; this takes a few minutes."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pip|setuptools|wheel)==' $(PINS))
 	$(BIN)/python -m pip install --quiet --no-build-isolation --requirement $(PINS)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
+
+bench-full-size: $(READY)
+	$(BIN)/python examples/bench_full_size.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info

@@ -1,22 +1,21 @@
-"""The change log names the version the package has."""
+"""The version is the same wherever it is written."""
 
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx_medphi
 
-CHANGELOG = Path(__file__).resolve().parents[1] / "CHANGELOG.md"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_newest_entry_is_the_package_version() -> None:
-    entries = re.findall(
-        r"^## \[(.+?)\]", CHANGELOG.read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^## \[(.+?)\]", text, flags=re.MULTILINE)
     assert next(entry for entry in entries if entry != "Unreleased") == mlx_medphi.__version__
 
 
-def test_the_installed_package_has_the_same_version() -> None:
-    assert version("mlx_medphi") == mlx_medphi.__version__
+def test_the_project_file_has_the_same_version() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{mlx_medphi.__version__}"\n' in text

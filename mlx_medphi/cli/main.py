@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 import mlx_medphi
 from mlx_medphi.blas import load_blas
-from mlx_medphi.cli import adapter, check, data, fuse, generate, train
+from mlx_medphi.cli import adapter, check, data, demo, fuse, generate, train
 from mlx_medphi.cli.show import fail
 from mlx_medphi.errors import MedPhiError
 
@@ -29,6 +29,7 @@ INTERRUPTED = 130
 # Some versions of typer bring their own copy of click; the base classes tell which is in use.
 _ClickUsageError: Any = typer.BadParameter.__base__
 _ClickError: Any = _ClickUsageError.__base__
+
 
 class _Stopped(MedPhiError):
     exit_code = INTERRUPTED
@@ -52,6 +53,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.add_typer(data.app)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=generate.EXAMPLES)(generate.generate)

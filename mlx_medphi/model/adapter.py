@@ -15,12 +15,7 @@ import mlx.core as mx
 
 from mlx_medphi.config import PROJECTIONS, LoRAConfig
 from mlx_medphi.errors import AdapterError
-from mlx_medphi.model.adapter_files import (
-    is_file_path,
-    read_adapter,
-    write_directory,
-    write_file,
-)
+from mlx_medphi.model.adapter_files import is_file_path, read_adapter
 from mlx_medphi.model.adapter_formats import (
     Adapter,
     Form,
@@ -33,6 +28,7 @@ from mlx_medphi.model.adapter_formats import (
     layer_key,
     weights_hash,
 )
+from mlx_medphi.model.adapter_write import write_directory, write_file
 from mlx_medphi.model.lora import LoRALinear, adapted_layers, projection, weight_shape, wrap
 from mlx_medphi.model.phi3 import Phi3ForCausalLM
 

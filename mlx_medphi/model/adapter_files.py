@@ -1,4 +1,4 @@
-"""Read an adapter from any of its files, and write the two that this library makes.
+"""Read an adapter from any of its files, and check it as far as that goes without its base.
 
 The single file holds mlx-lm's tensor names and all facts in its metadata. The directory holds the
 same file as `adapters.safetensors` for mlx-lm and mlx-swift-lm, the same numbers under PEFT's names
@@ -10,21 +10,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_medphi import __version__
 from mlx_medphi.config import PROJECTIONS
 from mlx_medphi.errors import AdapterError
-from mlx_medphi.files import atomic_directory, atomic_path, write_json
+from mlx_medphi.files import read_safetensors_header
 from mlx_medphi.model.adapter_formats import (
     CONFIG_NAME,
+    FILE_FORMAT,
+    FILE_VERSION,
     MLX_NAME,
     PEFT_NAME,
+    SUFFIX,
     Adapter,
     Form,
     LowRank,
@@ -41,17 +43,10 @@ from mlx_medphi.model.adapter_formats import (
     unknown_names,
     weights_hash,
 )
-from mlx_medphi.model.peft import peft_config, peft_tensors, read_peft
-from mlx_medphi.model.shards import MLX_DTYPES, array_piece, header_bytes, write_pieces
+from mlx_medphi.model.peft import read_peft
 
-__all__ = ["FORMAT", "is_file_path", "read_adapter", "write_directory", "write_file"]
+__all__ = ["is_file_path", "read_adapter"]
 
-FORMAT, VERSION = "medphi-adapter", 1
-SUFFIX = ".safetensors"
-# Files of an adapter directory that a newer adapter may replace; any other stops it.
-REPLACEABLE = {CONFIG_NAME, MLX_NAME, PEFT_NAME, "README.md", ".DS_Store"}
-
-_DTYPES = {str(dtype).removeprefix("mlx.core."): dtype for dtype in MLX_DTYPES.values()}
 _TENSOR = re.compile(
     rf"(model\.layers\.\d+\.(?:{'|'.join(map(re.escape, PROJECTIONS))}))\.(lora_a|lora_b|m)"
 )
@@ -87,6 +82,8 @@ def read_adapter(path: Path, model: nn.Module | None = None) -> Adapter:
     for_peft = "peft_type" in config
     if for_mlx and (path / MLX_NAME).exists():
         both = for_peft and (path / PEFT_NAME).exists()
+        if both:  # the copy for PEFT is not read, but a cut one shows that the writing was cut
+            read_safetensors_header(path / PEFT_NAME, AdapterError)
         form: Form = "mlx-lm and PEFT directory" if both else "mlx-lm directory"
         return replace(_read_mlx(path, config), form=form)
     if for_peft:
@@ -97,12 +94,12 @@ def read_adapter(path: Path, model: nn.Module | None = None) -> Adapter:
 
 def _read_file(path: Path) -> Adapter:
     tensors, metadata, problems = load_tensors(path)
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != FILE_FORMAT:
         beside = path.parent / CONFIG_NAME
         hint = f"give the directory {path.parent}" if beside.exists() else "save the adapter again"
         raise AdapterError(
             f"{path}: its metadata does not say rank and scale (format {metadata.get('format')!r}, "
-            f"expected {FORMAT!r}); {hint}"
+            f"expected {FILE_FORMAT!r}); {hint}"
         )
     return _described(path, tensors, metadata, problems)
 
@@ -117,15 +114,16 @@ def _described(
             facts["rank"], facts["scale"], metadata["fine_tune_type"] == "dora", facts["dropout"]
         )
         expected = {layer_name(index, key) for index in facts["layers"] for key in facts["keys"]}
-        model_layers = int(facts["model_layers"])
+        model_layers, version = int(facts["model_layers"]), int(facts["version"])
     except (KeyError, TypeError, ValueError) as exc:
         raise AdapterError(f"{path}: its metadata is incomplete or malformed ({exc})") from exc
-    if facts["version"] > VERSION:
+    if version > FILE_VERSION:
         raise AdapterError(
-            f"{path}: written in version {facts['version']} of its format, this library knows "
-            f"version {VERSION}; install a newer mlx_medphi"
+            f"{path}: written in version {version} of its format, this library knows "
+            f"version {FILE_VERSION}; install a newer mlx_medphi"
         )
-    layers = _layers(path, tensors, scaling, problems)
+    check_scaling(scaling, problems)
+    layers = {} if problems else _layers(path, tensors, scaling, problems)
     if len(tensors) != facts["tensors"] or not set(layers) <= expected:
         problems.append(f"{len(tensors)} tensors, its metadata says {facts['tensors']}")
     if not problems and weights_hash(tensors) != metadata.get("weights_sha256"):
@@ -166,7 +164,7 @@ def _read_mlx(path: Path, config: Mapping[str, Any]) -> Adapter:
     check_scaling(scaling, problems)
     if problems:
         raise differences(path, "is not a usable adapter", problems, "Save the adapter again.")
-    if metadata.get("format") == FORMAT:
+    if metadata.get("format") == FILE_FORMAT:
         adapter = _described(file, tensors, metadata, problems)
         # A setting changed by hand would mean one thing to mlx-lm and another here.
         for name in ("rank", "scale", "dora"):
@@ -203,125 +201,3 @@ def _layers(
     if not tensors and not problems:
         raise AdapterError(f"{path}: holds no tensors, so there is no adapter in it")
     return assemble(parts, scaling, problems)
-
-
-def write_file(adapter: Adapter, path: Path, dtype: str | None) -> None:
-    """Write the single file, or leave what was there untouched.
-
-    Args:
-        adapter: what to write.
-        path: a name ending in .safetensors.
-        dtype: "float16", "bfloat16" or "float32" for the factors, None keeps theirs; magnitudes of
-            DoRA stay in float32, because what was learned is a small part of each.
-
-    Raises:
-        AdapterError: values beyond the dtype's range, or the file cannot be written.
-    """
-    stored = _stored(adapter, path, dtype)
-    try:
-        with atomic_path(path) as temporary:
-            _write(temporary, stored.tensors(), _metadata(stored))
-    except OSError as exc:
-        raise _not_written(path, exc) from exc
-
-
-def write_directory(adapter: Adapter, path: Path, dtype: str | None) -> None:
-    """Write the directory for mlx-lm, mlx-swift-lm and PEFT, or leave what was there untouched.
-
-    Raises:
-        AdapterError: values beyond the dtype's range, the directory holds other files than an
-            adapter's, or it cannot be written.
-    """
-    if path.is_file():
-        raise AdapterError(f"{path}: is a file; a name ending in {SUFFIX} makes the single file")
-    others = sorted({file.name for file in path.iterdir()} - REPLACEABLE) if path.is_dir() else []
-    if others:
-        raise differences(
-            path, "holds other files than an adapter's", others, "Choose another directory."
-        )
-    stored = _stored(adapter, path, dtype)
-    tensors = stored.tensors()
-    try:
-        with atomic_directory(path, replace=True) as temporary:
-            _write(temporary / MLX_NAME, tensors, _metadata(stored))
-            _write(temporary / PEFT_NAME, peft_tensors(tensors), {"format": "pt"})
-            write_json(temporary / CONFIG_NAME, _config(stored))
-    except OSError as exc:
-        raise _not_written(path, exc) from exc
-
-
-def _stored(adapter: Adapter, path: Path, dtype: str | None) -> Adapter:
-    """The adapter with its factors in the dtype they are stored in."""
-    if dtype is None:
-        return adapter
-    if dtype not in _DTYPES or _DTYPES[dtype] == mx.uint32:
-        raise AdapterError(f"dtype is {dtype!r}, expected 'float16', 'bfloat16' or 'float32'")
-    target = _DTYPES[dtype]
-    layers = {}
-    for name, change in adapter.layers.items():
-        a, b = change.a.astype(target), change.b.astype(target)
-        if not (mx.isfinite(a).all() & mx.isfinite(b).all()).item():
-            raise AdapterError(
-                f"{path}: {name} holds values that are not finite in {dtype}; "
-                "save with dtype='float32', and check the training if that fails too"
-            )
-        layers[name] = LowRank(a, b, None if change.m is None else change.m.astype(mx.float32))
-    return replace(adapter, layers=layers)
-
-
-def _write(path: Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
-    pieces = [array_piece(name, array) for name, array in tensors.items()]
-    specs = [spec for piece in pieces for spec in piece.tensors]
-    write_pieces(path, header_bytes(specs, metadata), pieces)
-
-
-def _metadata(adapter: Adapter) -> dict[str, str]:
-    scaling, origin = adapter.scaling, adapter.origin
-    tensors = adapter.tensors()
-    values = {
-        "version": VERSION,
-        "rank": scaling.rank,
-        "scale": scaling.scale,
-        "alpha": scaling.scale * scaling.rank,
-        "dropout": scaling.dropout,
-        "keys": adapter.keys,
-        "layers": adapter.indices,
-        "num_layers": adapter.num_layers,
-        "model_layers": adapter.model_layers,
-        "tensors": len(tensors),
-        "base_quantization": origin.base_quantization,
-        "training": origin.training,
-    }
-    texts = {
-        "format": FORMAT,
-        "fine_tune_type": scaling.fine_tune_type,
-        "base_name": origin.base_name,
-        "base_fingerprint": origin.base_fingerprint,
-        "weights_sha256": weights_hash(tensors),
-        "package_version": __version__,
-    }
-    plain = {key: json.dumps(value, sort_keys=True) for key, value in values.items()}
-    return {**plain, **{key: text for key, text in texts.items() if text}}
-
-
-def _config(adapter: Adapter) -> dict[str, Any]:
-    """adapter_config.json: for mlx-lm and mlx-swift-lm, then for PEFT, then our own facts."""
-    scaling = adapter.scaling
-    mlx = {
-        "fine_tune_type": scaling.fine_tune_type,
-        "num_layers": adapter.num_layers,
-        "lora_parameters": {
-            "rank": scaling.rank,
-            "scale": scaling.scale,
-            "dropout": scaling.dropout,
-            "keys": list(adapter.keys),
-        },
-    }
-    facts = {**asdict(adapter.origin), "package_version": __version__}
-    facts["weights_sha256"] = weights_hash(adapter.tensors())
-    return {**mlx, **peft_config(adapter), "medphi": facts}
-
-
-def _not_written(path: Path, exc: OSError) -> AdapterError:
-    reason = exc.strerror or str(exc)
-    return AdapterError(f"{path}: cannot be written ({reason}); what was there is unchanged")

@@ -25,8 +25,11 @@ from mlx_medphi.model.shards import array_bytes
 __all__ = [
     "ADAPTER_DTYPES",
     "CONFIG_NAME",
+    "FILE_FORMAT",
+    "FILE_VERSION",
     "MLX_NAME",
     "PEFT_NAME",
+    "SUFFIX",
     "Adapter",
     "Form",
     "LowRank",
@@ -49,6 +52,8 @@ __all__ = [
 CONFIG_NAME = "adapter_config.json"
 MLX_NAME = "adapters.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
+SUFFIX = ".safetensors"
+FILE_FORMAT, FILE_VERSION = "medphi-adapter", 1
 ADAPTER_DTYPES = ("F32", "F16", "BF16")
 
 Form = Literal["medphi file", "mlx-lm and PEFT directory", "mlx-lm directory", "PEFT directory"]
@@ -230,7 +235,7 @@ def load_tensors(path: Path) -> tuple[dict[str, mx.array], Mapping[str, str], li
 
 def check_scaling(scaling: Scaling, problems: list[str]) -> None:
     """Add what is impossible about rank, scale or dropout to `problems`."""
-    if not _is_number(scaling.rank) or scaling.rank != int(scaling.rank) or scaling.rank < 1:
+    if not isinstance(scaling.rank, int) or isinstance(scaling.rank, bool) or scaling.rank < 1:
         problems.append(f"rank is {scaling.rank!r}, expected a positive whole number")
     if not _is_number(scaling.scale) or scaling.scale <= 0:
         problems.append(f"scale is {scaling.scale!r}, expected a positive number")

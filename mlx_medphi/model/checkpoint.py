@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from mlx_medphi.errors import CheckpointError, capped
+from mlx_medphi.errors import CheckpointError, TokenizerError, capped
 from mlx_medphi.files import atomic_directory, write_json
 from mlx_medphi.model.fingerprint import fingerprint
 from mlx_medphi.model.hub import resolve_model
@@ -65,6 +65,11 @@ def load(
     if quantize is not None:
         check_format(quantize)
     checkpoint = open_checkpoint(resolve_model(path_or_repo, revision=revision, offline=offline))
+    if checkpoint.path.is_file() and not (checkpoint.directory / "tokenizer.json").exists():
+        raise TokenizerError(
+            f"{checkpoint.path}: a single file holds no tokenizer; put tokenizer.json, "
+            "tokenizer_config.json and generation_config.json of its base beside it"
+        )
     tokenizer = Tokenizer.load(checkpoint.directory)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise CheckpointError(

@@ -2,6 +2,16 @@
 
 Two figures: KL(adapted ‖ fused) in nats per position, and the share of positions where both put the
 same token first. KL(adapted ‖ base) stands beside them: what the adapter changes at all.
+
+The limits lie between what was measured for faithful and for lost fuses, on a 2 M parameter Phi-3
+trained on synthetic notes with LoRA and DoRA adapters of ‖ΔW‖/‖W‖ = 3 % to 34 %, 781 positions:
+
+    stored as                      KL                    first token, decided positions
+    float32                        4e-12 at most         100 %
+    float16                        1.2e-5 at most        100 %
+    bfloat16                       7.7e-4 at most        100 %
+    8 bits on a 4-bit base         1.6e-4 at most        100 %
+    4 bits, the base's own grid    2.6e-2 to 8.5e-1      72 % to 98 %
 """
 
 from __future__ import annotations
@@ -24,6 +34,9 @@ Logits = npt.NDArray[np.float32]
 MAX_POSITIONS = 1024
 # Positions compared at a time, 16 MB of them in double precision.
 CHUNK = 64
+# Half a nat is 1.6 times as likely. Below that the first token changes with the last bit of a
+# bfloat16 logit, which says nothing about the weights.
+DECIDED = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,20 +45,22 @@ class Limits:
 
     Attributes:
         kl: largest mean KL(adapted ‖ fused), nats.
-        top1: smallest share of positions with the same first token.
-        lost: largest share KL(adapted ‖ fused) / KL(adapted ‖ base) of the training.
+        noise: a KL up to this is the dtype's own rounding, however little the adapter changes.
+        lost: largest KL(adapted ‖ fused) above the noise, as a share of KL(adapted ‖ base).
+        decided: smallest share of decided positions with the same first token.
     """
 
     kl: float
-    top1: float
+    noise: float
     lost: float
+    decided: float
 
 
 LIMITS: Mapping[str, Limits] = {
-    "float32": Limits(1e-5, 0.999, 0.01),
-    "float16": Limits(1e-3, 0.99, 0.05),
-    "bfloat16": Limits(1e-2, 0.97, 0.1),
-    "8bit": Limits(1e-2, 0.97, 0.1),
+    "float32": Limits(kl=1e-5, noise=1e-6, lost=0.01, decided=0.999),
+    "float16": Limits(kl=1e-3, noise=1e-4, lost=0.1, decided=0.99),
+    "bfloat16": Limits(kl=1e-2, noise=1e-3, lost=0.1, decided=0.99),
+    "8bit": Limits(kl=1e-2, noise=1e-3, lost=0.1, decided=0.99),
 }
 
 
@@ -56,12 +71,15 @@ class Fidelity:
     Attributes:
         kl: mean KL(adapted ‖ fused), nats per position.
         top1: share of positions with the same most likely token.
+        decided: the same among positions where the adapted model prefers its first token by
+            `DECIDED` nats or more; 1 where there is none.
         adapter_kl: mean KL(adapted ‖ base), nats per position.
         positions: number of positions compared.
     """
 
     kl: float
     top1: float
+    decided: float
     adapter_kl: float
     positions: int
 
@@ -69,6 +87,22 @@ class Fidelity:
     def lost(self) -> float:
         """KL(adapted ‖ fused) as a share of what the adapter changes; 0 when both are nothing."""
         return self.kl / self.adapter_kl if self.adapter_kl > 0 else float(self.kl > 0)
+
+    def misses(self, limits: Limits) -> list[str]:
+        """What is beyond its limit, in words; a figure that is no number is beyond every limit."""
+        checks = (
+            (self.kl <= limits.kl, f"KL {self.kl:.2g} (at most {limits.kl:g})"),
+            (
+                self.kl <= limits.noise or self.lost <= limits.lost,
+                f"{self.lost:.1%} of the training lost (at most {limits.lost:.0%})",
+            ),
+            (
+                self.decided >= limits.decided,
+                f"same first token at {self.decided:.1%} of the decided positions "
+                f"(at least {limits.decided:.1%})",
+            ),
+        )
+        return [text for good, text in checks if not good]
 
 
 @dataclass(frozen=True)
@@ -96,7 +130,7 @@ def reference(model: Phi3ForCausalLM, token_rows: Sequence[Sequence[int]]) -> Re
     remove_lora(model)
     base = [_compared(own, _logits(model, row)) for own, row in zip(adapted, rows, strict=True)]
     positions = sum(map(len, rows))
-    return Reference(tuple(rows), adapted, sum(kl for kl, _ in base) / max(positions, 1))
+    return Reference(tuple(rows), adapted, sum(sums.kl for sums in base) / max(positions, 1))
 
 
 def compare(kept: Reference, fused: Phi3ForCausalLM) -> Fidelity:
@@ -104,8 +138,14 @@ def compare(kept: Reference, fused: Phi3ForCausalLM) -> Fidelity:
     pairs = zip(kept.rows, kept.logits, strict=True)
     found = [_compared(adapted, _logits(fused, row)) for row, adapted in pairs]
     positions = sum(map(len, kept.rows))
-    kl, same = (sum(values) / positions for values in zip(*found, strict=True))
-    return Fidelity(kl, same, kept.adapter_kl, positions)
+    decided = sum(sums.decided for sums in found)
+    return Fidelity(
+        kl=sum(sums.kl for sums in found) / positions,
+        top1=sum(sums.same for sums in found) / positions,
+        decided=sum(sums.same_decided for sums in found) / decided if decided else 1.0,
+        adapter_kl=kept.adapter_kl,
+        positions=positions,
+    )
 
 
 def _logits(model: Phi3ForCausalLM, row: Sequence[int]) -> Logits:
@@ -113,14 +153,29 @@ def _logits(model: Phi3ForCausalLM, row: Sequence[int]) -> Logits:
     return np.array(model(mx.array([list(row)]))[0].astype(mx.float32))
 
 
-def _compared(adapted: Logits, other: Logits) -> tuple[float, int]:
-    """Summed KL(adapted ‖ other) and the number of positions with the same first token."""
-    total, same = 0.0, 0
+@dataclass
+class _Sums:
+    """KL, positions with the same first token, decided positions, and those with the same token."""
+
+    kl: float = 0.0
+    same: int = 0
+    decided: int = 0
+    same_decided: int = 0
+
+
+def _compared(adapted: Logits, other: Logits) -> _Sums:
+    """Sums over the positions of one row."""
+    sums = _Sums()
     for begin in range(0, len(adapted), CHUNK):
         p, q = (_log_probs(logits[begin : begin + CHUNK]) for logits in (adapted, other))
-        total += float((np.exp(p) * (p - q)).sum())
-        same += int((p.argmax(axis=-1) == q.argmax(axis=-1)).sum())
-    return total, same
+        same = p.argmax(axis=-1) == q.argmax(axis=-1)
+        best = np.partition(p, -2, axis=-1)[:, -2:]
+        decided = best[:, 1] - best[:, 0] >= DECIDED
+        sums.kl += float((np.exp(p) * (p - q)).sum())
+        sums.same += int(same.sum())
+        sums.decided += int(decided.sum())
+        sums.same_decided += int((same & decided).sum())
+    return sums
 
 
 def _log_probs(logits: Logits) -> npt.NDArray[np.float64]:

@@ -21,11 +21,12 @@ from mlx_medphi.model.adapter_files import is_file_path
 from mlx_medphi.model.adapter_formats import base_label
 from mlx_medphi.model.checkpoint import build_model
 from mlx_medphi.model.delta import LayerChange, Tally
-from mlx_medphi.model.fidelity import LIMITS, Fidelity, Reference, compare, reference
+from mlx_medphi.model.fidelity import LIMITS, Fidelity, Limits, Reference, compare, reference
 from mlx_medphi.model.fuse_checks import check_places, check_request, check_space
 from mlx_medphi.model.fuse_plan import Precision, Source, plan_files, stored_form
 from mlx_medphi.model.fuse_write import Progress, describe, write_checkpoint
 from mlx_medphi.model.hub import resolve_model
+from mlx_medphi.model.quantize import dtype_of
 from mlx_medphi.model.shards import Piece, ShardSet
 from mlx_medphi.model.weights import Checkpoint, open_checkpoint
 
@@ -47,6 +48,7 @@ class FuseReport:
         fused_bytes: all tensors of the fused model, headers not counted.
         layers: how far each weight moved, and how much of that the stored numbers kept.
         fidelity: the fused model against the adapted one, on real tokens.
+        limits: what it had to keep to.
         seconds: how long it took.
     """
 
@@ -60,6 +62,7 @@ class FuseReport:
     fused_bytes: int
     layers: tuple[LayerChange, ...]
     fidelity: Fidelity
+    limits: Limits
     seconds: float
 
     @property
@@ -74,7 +77,6 @@ class FuseReport:
             "out": self.out.name,
             "adapter": {**asdict(self.adapter), "path": self.adapter.path.name},
             "fidelity": {**asdict(self.fidelity), "lost": self.fidelity.lost},
-            "limits": asdict(LIMITS[self.stored]),
             "package_version": __version__,
         }
 
@@ -119,7 +121,7 @@ def fuse(
     with _named_when_done(out) as temporary:
         write_checkpoint(work.source, work.files, precision, temporary, progress)
         fidelity = compare(work.kept, build_model(open_checkpoint(temporary)))
-        _accept(fidelity, work.stored, out)
+        _accept(fidelity, work.limits, work.stored, out)
         report = FuseReport(
             base=base_label(str(checkpoint.path.absolute())) or str(base),
             base_fingerprint=work.fingerprint,
@@ -131,6 +133,7 @@ def fuse(
             fused_bytes=sum(piece.nbytes for pieces in work.files.values() for piece in pieces),
             layers=tuple(tally.result() for tally in work.source.tallies.values()),
             fidelity=fidelity,
+            limits=work.limits,
             seconds=time.monotonic() - begun,
         )
         describe(work.source, work.files, temporary, report.to_dict())
@@ -144,6 +147,7 @@ class _Work:
     source: Source
     files: dict[str, list[Piece]]
     stored: str
+    limits: Limits
     info: AdapterInfo
     fingerprint: str
     kept: Reference
@@ -167,8 +171,11 @@ def _prepared(
     source = Source(checkpoint, shards, carried.layers, carried.scaling.scale, tallies)
     files = plan_files(source, precision)
     check_space(out, files)
-    kept = reference(model, token_rows)
-    return _Work(source, files, stored_form(source, precision), info, model.fingerprint, kept)
+    kept, stored = reference(model, token_rows), stored_form(source, precision)
+    # The adapted model itself is no more exact than the dtype it computes in.
+    computed = str(dtype_of(model)).removeprefix("mlx.core.")
+    limits = max(LIMITS[stored], LIMITS[computed], key=lambda known: known.kl)
+    return _Work(source, files, stored, limits, info, model.fingerprint, kept)
 
 
 @contextmanager
@@ -184,25 +191,20 @@ def _named_when_done(out: Path) -> Iterator[Path]:
         ) from exc
 
 
-def _accept(fidelity: Fidelity, stored: str, out: Path) -> None:
+def _accept(fidelity: Fidelity, limits: Limits, stored: str, out: Path) -> None:
     """Refuse a fused model that is not the adapted one.
 
     Raises:
         FuseError: a figure is beyond its limit, or no number at all.
     """
-    limits = LIMITS[stored]
-    checks = (
-        (fidelity.kl <= limits.kl, f"KL {fidelity.kl:.2g} (at most {limits.kl:g})"),
-        (fidelity.top1 >= limits.top1, f"top-1 {fidelity.top1:.1%} (at least {limits.top1:.1%})"),
-        (
-            fidelity.lost <= limits.lost,
-            f"{fidelity.lost:.0%} of the training lost (at most {limits.lost:.0%})",
-        ),
-    )
-    missed = [text for good, text in checks if not good]
+    missed = fidelity.misses(limits)
     if missed:
         raise FuseError(
             f"{out}: stored as {stored}, the fused model is not the adapted one on "
-            f"{fidelity.positions} tokens: {', '.join(missed)}; nothing was written. "
-            "Keep the adapter beside the base, or fuse with precision='float16'"
+            f"{fidelity.positions} tokens: {', '.join(missed)}; nothing was written. Keep the "
+            + (
+                "adapter beside the base"
+                if stored in ("float16", "float32")
+                else "adapter beside the base, or fuse with precision='float16'"
+            )
         )

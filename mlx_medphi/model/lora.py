@@ -189,9 +189,8 @@ def apply_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> None:
 
 
 def wrap(model: nn.Module, name: str, config: LoRAConfig, key: mx.array) -> LoRALinear:
-    """Put a new `LoRALinear` around the projection called `name` and return it."""
+    """Put a new `LoRALinear` around the projection called `name`; the caller freezes the base."""
     layer = LoRALinear.from_base(projection(model, name), config, key)
-    layer.linear.freeze()
     _replace(model, name, layer)
     return layer
 

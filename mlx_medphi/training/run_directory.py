@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import mlx.core as mx
 
-import mlx_medphi
+from mlx_medphi import __version__
 from mlx_medphi.config import LoRAConfig, TrainConfig, to_dict
 from mlx_medphi.errors import TrainingError
 from mlx_medphi.files import write_json, write_text
@@ -145,7 +145,7 @@ def identity(
         "base": None if model.source is None else model.source.path.name,
         "base_fingerprint": model.fingerprint,
         "data_hash": data_hash,
-        "versions": {"mlx": version("mlx"), "mlx_medphi": mlx_medphi.__version__},
+        "versions": {"mlx": version("mlx"), "mlx_medphi": __version__},
     }
 
 

@@ -39,6 +39,7 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "check",
         "data prepare",
         "data stats",
+        "demo",
         "fuse",
         "generate",
         "train",

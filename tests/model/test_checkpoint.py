@@ -16,7 +16,7 @@ import pytest
 
 from mlx_medphi.config import LoRAConfig
 from mlx_medphi.errors import CheckpointError, TokenizerError
-from mlx_medphi.model.checkpoint import load, save_model
+from mlx_medphi.model.checkpoint import build_model, load, save_model
 from mlx_medphi.model.lora import apply_lora
 from mlx_medphi.model.phi3 import Phi3ForCausalLM, named_parameters
 from mlx_medphi.model.weights import CONFIG_KEY, open_checkpoint
@@ -103,7 +103,7 @@ def test_without_a_dtype_weights_stay_as_stored(phi3: Path) -> None:
 def test_a_loaded_model_does_not_read_its_files_again(mini: Path, phi3: Path) -> None:
     model, _ = load(mini)
     ids = reference_ids(phi3 / "mini-4k")
-    shutil.rmtree(mini)
+    truncate(mini / "model.safetensors", 0)
     np.testing.assert_array_equal(logits(model, ids), logits(load(phi3 / "mini-4k")[0], ids))
 
 
@@ -128,12 +128,28 @@ def test_a_single_file_describes_itself(mini: Path, phi3: Path, tmp_path: Path) 
     single.parent.mkdir()
     config = (mini / "config.json").read_text()
     mx.save_safetensors(str(single), weights_of(mini), {CONFIG_KEY: config})
-    with pytest.raises(TokenizerError, match="out"):  # the tokenizer lies beside it
+    with pytest.raises(TokenizerError, match="of its base beside it"):
         load(single)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(mini / name, single.parent / name)
     ids = reference_ids(phi3 / "mini-4k")
     np.testing.assert_array_equal(logits(load(single)[0], ids), logits(load(mini)[0], ids))
+
+
+def test_an_adapter_is_put_on_the_model(phi3: Path) -> None:
+    folder = phi3 / "mini-4k"
+    model, _ = load(folder, adapter=folder / "peft_0")
+    expected = mx.load(str(folder / "peft_0" / "reference.safetensors"))["logits"]
+    found = logits(model, reference_ids(folder))
+    np.testing.assert_allclose(found, np.array(expected), rtol=0, atol=1e-4)
+
+
+def test_files_that_change_after_the_check_are_an_error(mini: Path) -> None:
+    checkpoint = open_checkpoint(mini)
+    assert checkpoint.nbytes == sum(a.nbytes for a in weights_of(mini).values())
+    truncate(mini / "model.safetensors", 100_000)
+    with pytest.raises(CheckpointError, match="mini-4k: cannot be read"):
+        build_model(checkpoint)
 
 
 def test_a_loaded_model_can_be_compiled_with_its_state(mini: Path, phi3: Path) -> None:
@@ -326,7 +342,22 @@ def test_a_model_made_from_nothing_can_be_saved(phi3: Path, tmp_path: Path) -> N
     assert written["torch_dtype"] == "float16"
 
 
-@pytest.mark.parametrize("folder", ["mini-4k", "gqa", "longrope-long"])  # where mlx-lm is right
+def test_the_saved_config_has_one_form_and_says_what_the_original_said(
+    copy_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = copy_of("longrope-new-config")
+    edit_json(folder / "config.json", auto_map={"AutoConfig": "code.py"}, initializer_range=0.5)
+    edit_json(folder / "config.json", rope_theta=1.0, partial_rotary_factor=0.5)  # not heeded
+    save_model(*load(folder), tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (saved["rope_theta"], saved["partial_rotary_factor"]) == (10000.0, 1.0)
+    assert saved["rope_scaling"]["type"] == "longrope"
+    assert saved["initializer_range"] == 0.5
+    assert saved.keys().isdisjoint({"rope_parameters", "auto_map", "dtype"})
+
+
+# Where mlx-lm is right; it reads partial rotary only in the old form, which is the one saved.
+@pytest.mark.parametrize("folder", ["mini-4k", "gqa", "longrope-long", "partial-rotary-tied"])
 def test_mlx_lm_loads_what_is_saved(phi3: Path, tmp_path: Path, folder: str) -> None:
     from mlx_lm.utils import load_model
 

@@ -110,6 +110,13 @@ def test_a_model_saved_and_loaded_keeps_it(phi3: Path, tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "out") == model.fingerprint
 
 
+def test_a_base_that_is_gone_is_an_error(mini: Path) -> None:
+    checkpoint = open_checkpoint(mini)
+    (mini / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="mini-4k: cannot be read"):
+        fingerprint(checkpoint)
+
+
 def test_a_missing_base_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         fingerprint(tmp_path / "nothing")

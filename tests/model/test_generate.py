@@ -335,6 +335,16 @@ def test_a_conversation_beyond_the_context_is_shortened_and_says_so(
     next(stream, "")
 
 
+def test_words_left_out_of_an_overlong_turn_are_told(
+    phi3: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokenizer = load(phi3 / "mini-4k")
+    talk = Conversation((Turn("Patient", "word " * 3000),))
+    stream = stream_note(model, tokenizer, talk)
+    assert stream.left_out_words > 0
+    assert f"{stream.left_out_words} words" in caplog.text
+
+
 def test_a_conversation_that_fits_is_not_shortened(
     phi3: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

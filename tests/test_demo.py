@@ -1,0 +1,77 @@
+"""The demo walks the whole path, and what it shows is what is on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_medphi.cli import demo as demo_verb
+from mlx_medphi.data.synthetic import facts, note_text, sample
+from mlx_medphi.demo import BASE, DemoResult, DemoSettings, Notes, Prepared, _right, run_demo
+from mlx_medphi.errors import TrainingError
+from mlx_medphi.model.adapter import adapter_info
+from mlx_medphi.model.fuse import FuseReport
+from mlx_medphi.training.events import Evaluated, Started, Stepped
+
+Shown = tuple[DemoResult, list[Any]]
+
+
+def test_the_path_is_told_in_its_order(quick_demo: Shown) -> None:
+    _, events = quick_demo
+    kinds = [Prepared, Notes, Started, Stepped, Evaluated, FuseReport]
+    told = [type(event) for event in events if type(event) in kinds]
+    assert list(dict.fromkeys(told)) == [Prepared, Notes, Started, Evaluated, Stepped, FuseReport]
+    moments = [event.moment for event in events if isinstance(event, Notes)]
+    assert moments == ["before", "after", "fused"]
+
+
+def test_what_is_said_to_be_stored_is_stored(quick_demo: Shown) -> None:
+    done, _ = quick_demo
+    adapter = done.out / "medical_changes.safetensors"
+    assert adapter.stat().st_size == done.adapter_bytes
+    assert adapter_info(adapter).rank == 2
+    assert (done.out / "fused" / "model.safetensors").is_file()
+    assert done.report.same_size and done.report.fidelity.top1 > 0.99
+    assert done.same_notes
+
+
+def test_the_embedded_base_is_small(quick_demo: Shown) -> None:
+    prepared = quick_demo[1][0]
+    assert 1_500_000 < prepared.parameters < 3_500_000
+    assert sum(path.stat().st_size for path in BASE.iterdir()) <= 6_000_000
+
+
+def test_a_second_demo_does_not_touch_the_first(quick_demo: Shown) -> None:
+    done, _ = quick_demo
+    before = (done.out / "run.json").read_bytes()
+    with pytest.raises(TrainingError, match="already in use"):
+        run_demo(done.out, on_event=lambda event: None)
+    assert (done.out / "run.json").read_bytes() == before
+
+
+def test_facts_are_counted_one_by_one() -> None:
+    wanted = facts(sample(1, seed=3)[0])
+    assert _right(wanted, note_text(wanted)) == 10
+    assert _right(wanted, note_text(wanted).replace(wanted.drug, "Nothing")) == 9
+    assert _right(wanted, "I cannot say.") == 0
+
+
+def test_the_next_free_directory_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "demo"
+    assert demo_verb._next_free(path) == path
+    path.mkdir()
+    (tmp_path / "demo-2").mkdir()
+    assert demo_verb._next_free(path) == tmp_path / "demo-3"
+
+
+@pytest.mark.slow
+def test_the_demo_writes_notes_that_are_right(tmp_path: Path) -> None:
+    done = run_demo(tmp_path / "demo", settings=DemoSettings(), on_event=lambda event: None)
+    assert done.before.right == 0
+    # Names, drug, dose and duration of conversations never seen; one slip in twenty is tolerated.
+    assert done.after.right >= 0.95 * done.after.facts
+    assert done.result.best_loss is not None and done.result.first_loss is not None
+    assert done.result.best_loss < 0.2 * done.result.first_loss
+    assert done.same_notes
