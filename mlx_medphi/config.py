@@ -1,6 +1,7 @@
 """Settings: frozen dataclasses, each default written once, unknown names refused.
 
-Precedence is default, then YAML, then the value given by hand. The resolved object is saved beside every result.
+Precedence is default, then YAML, then the value given by hand. The resolved object is saved beside
+every result.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class LoRAConfig:
 
     Attributes:
         rank: inner size r of the two factors.
-        scale: strength, alpha / rank in PEFT's words. With rsLoRA the layer multiplies by scale · sqrt(rank).
+        scale: strength, alpha / rank in PEFT's words. With rsLoRA the layer multiplies by
+            scale · sqrt(rank).
         dropout: probability of dropping an input of the first factor, in training only.
         keys: names of the projections inside a block.
         num_layers: how many blocks from the last one upward are adapted; None means all.
@@ -87,7 +89,7 @@ class TrainConfig:
         pack: put several short examples into one row.
         eval_every: updates between evaluations; None means ten evaluations in a run.
         patience: evaluations without improvement after which training stops; None means never.
-        grad_checkpoint: recompute each block in the backward pass, which saves memory and costs time.
+        grad_checkpoint: recompute each block in the backward pass: less memory, more time.
         seed: everything random is a function of this and the update's number.
     """
 
@@ -171,7 +173,7 @@ def updated(config: Config, values: Mapping[str, Any], where: str) -> Config:
     """A copy with `values` put in; unknown names and wrong types are reported together.
 
     Raises:
-        ConfigError: names `where`, every unknown key with the nearest known one, and every wrong type.
+        ConfigError: names `where`, every unknown key with the nearest known one, every wrong type.
     """
     known = {field.name for field in fields(config)}
     hints = get_type_hints(type(config))
@@ -179,7 +181,9 @@ def updated(config: Config, values: Mapping[str, Any], where: str) -> Config:
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            hint = (
+                f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            )
             problems.append(f"unknown key {key!r}{hint}")
         elif not _fits(value, hints[key]):
             problems.append(f"{key} is {value!r}, expected {_words(hints[key])}")
@@ -205,7 +209,9 @@ def load_config(path: Path) -> tuple[LoRAConfig, TrainConfig]:
         raise ConfigError(f"{where}: not valid YAML in UTF-8") from exc
     loaded = {} if loaded is None else loaded
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: expected the sections 'lora' and 'train', found {type(loaded).__name__}")
+        raise ConfigError(
+            f"{path}: expected the sections 'lora' and 'train', found {type(loaded).__name__}"
+        )
     unknown = sorted(str(key) for key in loaded if key not in ("lora", "train"))
     if unknown:
         raise ConfigError(f"{path}: unknown section {unknown[0]!r}; known: lora, train")
@@ -241,7 +247,13 @@ def _words(hint: Any) -> str:
         return "one of " + ", ".join(repr(option) for option in get_args(hint))
     if get_origin(hint) is tuple:
         return "a list of names"
-    names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null", str: "text"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        type(None): "null",
+        str: "text",
+    }
     options = get_args(hint) or (hint,)
     return " or ".join(names.get(option, str(option)) for option in options)
 
@@ -256,11 +268,17 @@ def _finite_positive(name: str, value: float) -> str | None:
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> str | None:
-    return None if low <= value <= high else f"{name} is {value}, expected between {low:g} and {high:g}"
+    return (
+        None
+        if low <= value <= high
+        else f"{name} is {value}, expected between {low:g} and {high:g}"
+    )
 
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> str | None:
-    return None if value in options else f"{name} is {value!r}, expected one of {', '.join(options)}"
+    return (
+        None if value in options else f"{name} is {value!r}, expected one of {', '.join(options)}"
+    )
 
 
 def _raise_all(where: str, problems: list[str | None]) -> None:

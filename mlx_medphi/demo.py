@@ -45,20 +45,19 @@ class DemoSettings:
         lora: the adapter settings.
     """
 
-    train_rows: int = 200
+    train_rows: int = 320
     valid_rows: int = 16
     held_out: int = 8
     # A few settle it: they are some 600 tokens, and float16 is slow on processors.
     fuse_rows: int = 4
     train: TrainConfig = TrainConfig(
-        iters=120,
-        learning_rate=1e-2,
+        iters=80,
+        learning_rate=5e-3,
         warmup=0.05,
-        final_learning_rate=0.05,
         weight_decay=0.0,
-        batch_size=1,
-        max_length=1024,
-        eval_every=30,
+        batch_size=4,
+        max_length=512,
+        eval_every=20,
     )
     lora: LoRAConfig = LoRAConfig(rank=16, scale=2.0, dropout=0.0)
 
@@ -128,6 +127,7 @@ def run_demo(
             the fuse's report.
 
     Raises:
+        KeyboardInterrupt: training was stopped from the keyboard.
         TrainingError: `out` is in use.
         FuseError: the fused model is not the adapted one.
     """
@@ -151,6 +151,9 @@ def run_demo(
         lora=settings.lora,
         on_event=on_event,
     )
+    if result.stopped == "interrupted":
+        # A run would be gone on with; a demo is begun again.
+        raise KeyboardInterrupt
     on_event(after := _write("after", model, tokenizer, shown))
     rows = text_rows(BASE, measured[: settings.fuse_rows])
     report = fuse(BASE, result.adapter, out / "fused", token_rows=rows)

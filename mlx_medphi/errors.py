@@ -12,7 +12,8 @@
     ├── FuseError           folding an adapter into its base is refused or lost the training
     └── GenerationError     a note cannot be written for this conversation
 
-A message says what was found, what was expected, where, and what to do. It never quotes patient text.
+A message says what was found, what was expected, where, and what to do. It never quotes patient
+text.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Rename `new` to `path`, whose old content is deleted; if that fails the old content is back."""
+    """Rename `new` to `path` and delete what was there; if that fails, what was there is back."""
     # rename cannot replace a directory that has files: step aside, swap, then delete.
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
     try:
@@ -137,7 +137,7 @@ def json_hash(value: object) -> str:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a safetensors file: its stored dtype name, shape, and byte range after the header."""
+    """A tensor of a safetensors file: stored dtype name, shape, byte range after the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -151,7 +151,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """The header of a safetensors file; `data_start` is the file offset of the first tensor byte."""
+    """The header of a safetensors file; `data_start` is the offset of the first tensor byte."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
@@ -162,7 +162,9 @@ class SafetensorsHeader:
         return sum(info.nbytes for info in self.tensors.values())
 
 
-def read_safetensors_header(path: Path, error: type[MedPhiError] = MedPhiError) -> SafetensorsHeader:
+def read_safetensors_header(
+    path: Path, error: type[MedPhiError] = MedPhiError
+) -> SafetensorsHeader:
     """Read and check a safetensors header without touching the tensor data.
 
     Args:
@@ -179,7 +181,9 @@ def read_safetensors_header(path: Path, error: type[MedPhiError] = MedPhiError) 
             first = handle.read(8)
             length = int.from_bytes(first, "little")
             if len(first) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise error(_damaged(path, f"it is {size} bytes and its header asks for {length + 8}"))
+                raise error(
+                    _damaged(path, f"it is {size} bytes and its header asks for {length + 8}")
+                )
             header = json.loads(handle.read(length))
     except OSError as exc:
         raise error(f"{path}: cannot be read ({exc.strerror or exc})") from exc
@@ -207,12 +211,16 @@ def _checked_header(
         for extent in info.shape:
             expected *= extent
         if min(info.shape, default=0) < 0 or info.nbytes != expected:
-            raise error(_damaged(path, f"tensor {name} has {info.nbytes} bytes, its shape needs {expected}"))
+            raise error(
+                _damaged(path, f"tensor {name} has {info.nbytes} bytes, its shape needs {expected}")
+            )
         tensors[name] = info
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != position:
-            raise error(_damaged(path, f"tensor {name} starts at {info.begin}, expected {position}"))
+            raise error(
+                _damaged(path, f"tensor {name} starts at {info.begin}, expected {position}")
+            )
         position = info.end
     if data_start + position != size:
         raise error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,21 @@ def test_a_second_demo_does_not_touch_the_first(quick_demo: Shown) -> None:
     with pytest.raises(TrainingError, match="already in use"):
         run_demo(done.out, on_event=lambda event: None)
     assert (done.out / "run.json").read_bytes() == before
+
+
+def test_a_demo_stopped_from_the_keyboard_does_not_go_on(tmp_path: Path) -> None:
+    events: list[Any] = []
+
+    def press_ctrl_c(event: Any) -> None:
+        events.append(event)
+        if isinstance(event, Stepped):
+            signal.raise_signal(signal.SIGINT)
+
+    settings = DemoSettings(train_rows=4, valid_rows=1, held_out=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path / "demo", settings=settings, on_event=press_ctrl_c)
+    assert sum(isinstance(event, Stepped) for event in events) == 1
+    assert not (tmp_path / "demo" / "fused").exists()
 
 
 def test_facts_are_counted_one_by_one() -> None:

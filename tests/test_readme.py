@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -38,6 +39,13 @@ def commands() -> Iterator[str]:
     for block in blocks("sh"):
         yield from block.replace("\\\n", " ").splitlines()
     yield from re.findall(r"`((?:medphi|make) [^`]+)`", README.split("\n## Files\n")[0])
+
+
+def python(*line: object) -> subprocess.CompletedProcess[str]:
+    # The package is found without being installed.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, *map(str, line)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment)
 
 
 COMMANDS = sorted({line.split("#")[0].strip() for line in commands()})
@@ -98,7 +106,7 @@ def test_nothing_is_left_to_fill_in() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_explains_itself(path: Path) -> None:
-    done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True)
+    done = python(path, "--help")
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout and (path.name in done.stdout or "make " in done.stdout)
 
@@ -116,7 +124,7 @@ def test_the_example_on_mts_dialog_runs(tmp_path: Path) -> None:
     line = ["--data", tmp_path, "--model", MODEL]
     line += ["--out", tmp_path / "run", "--iters", "1"]
     script = ROOT / "examples" / "train_on_mts_dialog.py"
-    done = subprocess.run([sys.executable, script, *line], capture_output=True, text=True)
+    done = python(script, *line)
     assert done.returncode == 0, done.stderr
     assert "validation loss" in done.stdout and "stored: " in done.stdout
     assert (tmp_path / "run" / "medical_changes.safetensors").is_file()

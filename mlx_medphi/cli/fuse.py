@@ -68,15 +68,17 @@ def fuse(
     The fused model is compared with the adapted one on real tokens before it gets its name, and
     refused when it is too far away. A quantised base is never folded into the same grid.
     """
-    # Loads the tokenizer library, which no --help should wait for.
-    from mlx_medphi.model.fuse_text import text_rows
+    rows = None
+    if data is not None:
+        # Loads the tokenizer library, which no --help should wait for.
+        from mlx_medphi.model.fuse_text import text_rows
 
-    rows = None if data is None else mp.read_splits(data).valid
+        rows = text_rows(model, mp.read_splits(data).valid)
     report = mp.fuse(
         model,
         adapter,
         out,
-        token_rows=text_rows(model, rows),
+        token_rows=rows,
         precision=precision,  # type: ignore[arg-type]  # fuse checks it and names the choices
         replace=replace,
         allow_other_base=allow_other_base,
@@ -94,12 +96,12 @@ def fuse_text(report: FuseReport) -> str:
     fidelity = report.fidelity
     equal = " (the same, to the byte)" if report.same_size else ""
     moved = sorted(layer.relative for layer in report.layers)
-    changes = f"{len(moved)} layers moved by {moved[0]:.2%} to {moved[-1]:.2%} of their length"
+    change = f"{moved[0]:.2%} to {moved[-1]:.2%}" if moved else "nothing"
     return "\n".join(
         [
             f"{report.out}: stored as {report.stored}, in {duration(report.seconds)}",
             f"weights: base {report.base_bytes:,} bytes, fused {report.fused_bytes:,} bytes{equal}",
-            f"adapter: {size(report.adapter.bytes)}, {changes if moved else 'no layer'}",
+            f"changed: {len(moved)} layers, by {change} of their length",
             f"fused against adapted on {fidelity.positions:,} tokens: KL {fidelity.kl:.2g} nats, "
             f"same first token {fidelity.top1:.2%}",
             f"adapted against base: KL {fidelity.adapter_kl:.2g} nats; lost in fusing "

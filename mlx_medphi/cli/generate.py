@@ -15,6 +15,7 @@ from mlx_medphi.cli.options import (
     GroupSizeOption,
     JsonOption,
     ModelOption,
+    OfflineOption,
     QuantizeOption,
     RevisionOption,
     quantization,
@@ -60,6 +61,7 @@ def generate(
     group_size: GroupSizeOption = 64,
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
     **typed: Any,
 ) -> int:
@@ -75,6 +77,7 @@ def generate(
         revision=revision,
         dtype=dtype,
         quantize=quantization(quantize, group_size),
+        offline=offline,
     )
     stream = mp.stream_note(
         loaded, tokenizer, spoken, section=section or own_section, config=config, shorten=shorten

@@ -100,7 +100,6 @@ def main(arguments: Sequence[str]) -> int:
         if debug and not isinstance(exc, _ClickError):
             raise
         return _explain(exc)
-
     return code if isinstance(code, int) else 0
 
 
@@ -112,7 +111,6 @@ def run() -> None:
 def _explain(exc: Exception) -> int:
     if isinstance(exc, MedPhiError):
         return fail(str(exc), exc.exit_code)
-
     if isinstance(exc, _ClickUsageError):
         return _explain_usage(exc)
     if isinstance(exc, _ClickError):

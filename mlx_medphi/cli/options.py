@@ -17,6 +17,7 @@ __all__ = [
     "GroupSizeOption",
     "JsonOption",
     "ModelOption",
+    "OfflineOption",
     "QuantizeOption",
     "RevisionOption",
     "field_help",
@@ -57,6 +58,12 @@ DtypeOption = Annotated[
 RevisionOption = Annotated[
     str | None,
     typer.Option("--revision", help="Branch, tag or commit of a hub id [default: its main]."),
+]
+OfflineOption = Annotated[
+    bool,
+    typer.Option(
+        "--offline", help="Take a hub id from what was fetched before, never the network."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 

@@ -16,6 +16,7 @@ from mlx_medphi.cli.options import (
     GroupSizeOption,
     JsonOption,
     ModelOption,
+    OfflineOption,
     QuantizeOption,
     RevisionOption,
     quantization,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["settings", "train"]
 
 FULL = "full"
+TYPED = "command line"
 EXAMPLES = examples(
     "medphi train --model models/phi-3-mini --data data/mts --out runs/a",
     "medphi train --model models/phi-3-mini --quantize 4 --data data/mts --out runs/b --iters 200",
@@ -58,6 +60,7 @@ def train(
     group_size: GroupSizeOption = 64,
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
     **typed: Any,
 ) -> int:
@@ -70,7 +73,11 @@ def train(
     train_config, lora = settings(config, typed)
     splits = mp.read_splits(data)
     loaded, tokenizer = mp.load(
-        model, revision=revision, dtype=dtype, quantize=quantization(quantize, group_size)
+        model,
+        revision=revision,
+        dtype=dtype,
+        quantize=quantization(quantize, group_size),
+        offline=offline,
     )
     with Progress(quiet=as_json) as progress:
         result = mp.train(
@@ -105,14 +112,28 @@ def settings(file: Path | None, typed: dict[str, Any]) -> tuple[TrainConfig, LoR
     names = {field.name for field in fields(LoRAConfig)}
     for_lora = {name: value for name, value in typed.items() if name in names}
     for_training = {name: value for name, value in typed.items() if name not in names}
-    config = updated(config, for_training, "command line")
-    if for_lora.pop("fine_tune_type", None) != FULL:
-        kept = {name: value for name, value in typed.items() if name in names}
-        return config, updated(lora, kept, "command line")
+    if for_lora.get("fine_tune_type") != FULL:
+        return _updated_both(config, for_training, lora, for_lora)
+    del for_lora["fine_tune_type"]
     if for_lora:
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(for_lora))
         raise mp.UsageError(f"{flags}: no adapter is made with --fine-tune-type full; leave it out")
-    return config, None
+    return updated(config, for_training, TYPED), None
+
+
+def _updated_both(
+    config: TrainConfig, for_training: dict[str, Any], lora: LoRAConfig, for_lora: dict[str, Any]
+) -> tuple[TrainConfig, LoRAConfig]:
+    """Both with what was typed; what is wrong in either is told together."""
+    try:
+        config = updated(config, for_training, TYPED)
+    except mp.ConfigError as exc:
+        try:
+            updated(lora, for_lora, TYPED)
+        except mp.ConfigError as other:
+            raise mp.ConfigError(f"{exc}; {other}") from exc
+        raise
+    return config, updated(lora, for_lora, TYPED)
 
 
 def result_text(result: TrainResult) -> str:

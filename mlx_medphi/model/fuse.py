@@ -24,6 +24,7 @@ from mlx_medphi.model.delta import LayerChange, Tally
 from mlx_medphi.model.fidelity import LIMITS, Fidelity, Limits, Reference, compare, reference
 from mlx_medphi.model.fuse_checks import check_places, check_request, check_space
 from mlx_medphi.model.fuse_plan import Precision, Source, plan_files, stored_form
+from mlx_medphi.model.fuse_text import text_rows
 from mlx_medphi.model.fuse_write import Progress, describe, write_checkpoint
 from mlx_medphi.model.hub import resolve_model
 from mlx_medphi.model.quantize import dtype_of
@@ -86,7 +87,7 @@ def fuse(
     adapter: str | Path,
     out: str | Path,
     *,
-    token_rows: Sequence[Sequence[int]],
+    token_rows: Sequence[Sequence[int]] | None = None,
     precision: Precision = "same",
     replace: bool = False,
     allow_other_base: bool = False,
@@ -99,7 +100,8 @@ def fuse(
         adapter: the adapter, in any form that can be read.
         out: a name ending in .safetensors makes one file, whose tokenizer is the base's; any other
             name makes a directory.
-        token_rows: token ids of real text on which the fused model is compared with the adapted.
+        token_rows: token ids of text on which the fused model is compared with the adapted; None
+            takes the project's synthetic conversations and notes.
         precision: "same" keeps the base's dtype and size; "float16" stores all weights so, unpacked
             where they are quantised; "8bit" stores the changed layers of a quantised base so.
         replace: whether an existing file, or a directory that `fuse` made, is replaced.
@@ -115,6 +117,8 @@ def fuse(
     begun = time.monotonic()
     adapter, out = Path(adapter), Path(out)
     checkpoint = open_checkpoint(resolve_model(base))
+    if token_rows is None:
+        token_rows = text_rows(checkpoint.path)
     check_request(checkpoint, precision, token_rows)
     check_places(checkpoint.path, adapter, out, replace)
     work = _prepared(checkpoint, adapter, out, precision, token_rows, allow_other_base)

@@ -72,7 +72,7 @@ class Source:
         if change is None:
             return base, base
         m = None if change.m is None else change.m[start:stop]
-        return base, adapted_weight(base, change.a, change.b[:, start:stop], m, self.scale)
+        return base, adapted_weight(base, change.a, change.b[:, : stop - start], m, self.scale)
 
     @property
     def used(self) -> Mapping[str, object]:

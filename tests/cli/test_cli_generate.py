@@ -108,3 +108,12 @@ def test_one_word_and_two_hundred_turns_are_conversations(
     assert told["left_out_turns"] > 100
     done = run(*line, long, "--no-shorten")
     assert done.code == 1 and "does not fit" in done.err and done.err.count("\n") == 1
+
+
+def test_offline_never_asks_the_network(
+    run: Any, visit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    line = ["generate", "--model", "owner/no-such-model", "--conversation", visit]
+    done = run(*line, "--offline")
+    assert done.code == 1 and "switched off" in done.err and done.err.count("\n") == 1

@@ -11,7 +11,7 @@ import pytest
 from mlx_medphi.cli.options import field_help
 from mlx_medphi.cli.train import settings
 from mlx_medphi.config import GenerateConfig, LoRAConfig, TrainConfig
-from mlx_medphi.errors import UsageError
+from mlx_medphi.errors import ConfigError, UsageError
 
 VERB_OF = {LoRAConfig: "train", TrainConfig: "train", GenerateConfig: "generate"}
 
@@ -37,6 +37,13 @@ def test_file_overrides_default_and_option_overrides_file(tmp_path: Path) -> Non
     assert lora == LoRAConfig(rank=32, scale=4)
     assert config == TrainConfig(seed=5, epochs=1.0)
     assert settings(None, {}) == (TrainConfig(), LoRAConfig())
+
+
+def test_wrong_options_of_both_kinds_are_told_together() -> None:
+    with pytest.raises(ConfigError, match=r"epochs is -1.*seed is -2.*rank is 0"):
+        settings(None, {"epochs": -1.0, "seed": -2, "rank": 0})
+    with pytest.raises(ConfigError, match="rank is 0"):
+        settings(None, {"rank": 0})
 
 
 def test_full_means_no_adapter_and_takes_no_options_of_one() -> None:
