@@ -52,7 +52,7 @@ class DemoSettings:
     fuse_rows: int = 4
     train: TrainConfig = TrainConfig(
         iters=80,
-        learning_rate=5e-3,
+        learning_rate=4e-3,
         warmup=0.05,
         weight_decay=0.0,
         batch_size=4,

@@ -72,7 +72,7 @@ class Source:
         if change is None:
             return base, base
         m = None if change.m is None else change.m[start:stop]
-        return base, adapted_weight(base, change.a, change.b[:, : stop - start], m, self.scale)
+        return base, adapted_weight(base, change.a, change.b[:, start:stop], m, self.scale)
 
     @property
     def used(self) -> Mapping[str, object]:
@@ -205,7 +205,6 @@ def _quantize(weight: mx.array, group: int, dtype: mx.Dtype) -> tuple[mx.array, 
     _, scales, biases = mx.quantize(weight, group, EIGHT_BITS)
     scales, biases = scales.astype(dtype), biases.astype(dtype)
     step, low = (mx.repeat(part.astype(mx.float32), group, axis=1) for part in (scales, biases))
-    step = mx.where(step == 0, 1.0, step)  # a group of equal weights has no steps
     codes = mx.clip(mx.round((weight - low) / step), 0, 2**EIGHT_BITS - 1)
     # Four codes to a word, the first in the lowest byte.
     return codes.astype(mx.uint8).view(mx.uint32), scales, biases
