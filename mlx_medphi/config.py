@@ -53,6 +53,7 @@ class LoRAConfig:
     fine_tune_type: FineTuneType = "lora"
 
     def __post_init__(self) -> None:
+        _check_types(self)
         # YAML and notebooks hand over lists.
         object.__setattr__(self, "keys", tuple(self.keys))
         problems = [
@@ -110,6 +111,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         problems = [
             None if self.iters is None else _at_least("iters", self.iters, 1),
             _finite_positive("epochs", self.epochs),
@@ -150,6 +152,7 @@ class GenerateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         problems = [
             _at_least("max_tokens", self.max_tokens, 1),
             _in_range("temperature", self.temperature, 0.0, 10.0),
@@ -185,10 +188,15 @@ def updated(config: Config, values: Mapping[str, Any], where: str) -> Config:
                 f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
             )
             problems.append(f"unknown key {key!r}{hint}")
-        elif not _fits(value, hints[key]):
-            problems.append(f"{key} is {value!r}, expected {_words(hints[key])}")
+        else:
+            problems.append(_type_problem(key, value, hints[key]))
     _raise_all(where, problems)
-    return replace(config, **values)
+    try:
+        return replace(config, **values)
+    except ConfigError as exc:
+        raise ConfigError(
+            f"{where}: {str(exc).removeprefix(f'{type(config).__name__}: ')}"
+        ) from exc
 
 
 def load_config(path: Path) -> tuple[LoRAConfig, TrainConfig]:
@@ -223,6 +231,26 @@ def load_config(path: Path) -> tuple[LoRAConfig, TrainConfig]:
         updated(LoRAConfig(), sections["lora"], f"{path}, section lora"),
         updated(TrainConfig(), sections["train"], f"{path}, section train"),
     )
+
+
+def _check_types(config: LoRAConfig | TrainConfig | GenerateConfig) -> None:
+    hints = get_type_hints(type(config))
+    names = [field.name for field in fields(config)]
+    problems = [_type_problem(name, getattr(config, name), hints[name]) for name in names]
+    _raise_all(type(config).__name__, problems)
+
+
+def _type_problem(name: str, value: Any, hint: Any) -> str | None:
+    if _fits(value, hint):
+        return None
+    problem = f"{name} is {value!r}, expected {_words(hint)}"
+    if isinstance(value, str) and _fits(0.5, hint):
+        try:
+            # YAML 1.1 takes 2e-4 for text; with a point it is a number.
+            return f"{problem}; write {float(value):.12f}".rstrip("0")
+        except ValueError:
+            pass
+    return problem
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,33 @@ def test_rslora_multiplies_by_scale_and_root_of_rank() -> None:
     assert LoRAConfig(scale=2.0, rank=16).multiplier == 2.0
     assert LoRAConfig(scale=2.0, rank=16, fine_tune_type="rslora").multiplier == 8.0
     assert len(PROJECTIONS) == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: TrainConfig(iters=2.5), "iters is 2.5, expected a whole number or null"),
+        (lambda: TrainConfig(iters="5"), "iters is '5', expected a whole number"),
+        (lambda: TrainConfig(batch_size=True), "batch_size is True, expected a whole number"),
+        (lambda: TrainConfig(pack=1), "pack is 1, expected true or false"),
+        (lambda: LoRAConfig(keys="mlp.down_proj"), "keys is 'mlp.down_proj', expected a list"),
+        (lambda: GenerateConfig(seed=None), "seed is None, expected a whole number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_from_code_too(make, name: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(name)):
+        make()
+
+
+def test_a_number_that_yaml_takes_for_text_is_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("train:\n  learning_rate: 2e-4\n")
+    with pytest.raises(ConfigError, match=r"learning_rate is '2e-4', .*; write 0\.0002$"):
+        load_config(path)
+
+
+def test_an_impossible_value_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("train:\n  learning_rate: 10\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml, section train: learning_rate is 10"):
+        load_config(path)

@@ -87,10 +87,6 @@ class RunData:
         return found
 
 
-def _hash(*parts: EncodedSet) -> str:
-    return json_hash([[[row.id, row.ids, row.loss_mask] for row in p.examples] for p in parts])
-
-
 def _plan_for(rows: EncodedSet, config: TrainConfig, threshold: int | None) -> tuple[Plan, int]:
     """The plan, and how many of its micro-batches the run takes."""
     epochs = math.ceil(config.epochs) if config.iters is None else 1

@@ -6,7 +6,9 @@ numbers is needed: order and dropout are functions of the seed and the update's 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +21,15 @@ from mlx_medphi.errors import TrainingError, capped
 from mlx_medphi.files import atomic_directory, read_safetensors_header, sha256_file, write_json
 from mlx_medphi.training.step import Trainer, leaves
 
-__all__ = ["Progress", "load_checkpoint", "newest_checkpoint", "restore_weights", "save_checkpoint"]
+__all__ = [
+    "Progress",
+    "check_same_run",
+    "checkpoint_at",
+    "load_checkpoint",
+    "newest_checkpoint",
+    "restore_weights",
+    "save_checkpoint",
+]
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 KEPT = 2  # a damaged newest checkpoint still leaves one to go on from
@@ -49,8 +59,11 @@ def save_checkpoint(
 
     Args:
         identity: what must be equal for a run to go on from here (config, data, base, versions).
+
+    Raises:
+        TrainingError: the disk is full or cannot be written; older checkpoints are unchanged.
     """
-    path = directory / f"step-{progress.step:06d}"
+    path = checkpoint_at(directory, progress.step)
     with atomic_directory(path, replace=True) as temporary:
         _save(temporary / WEIGHTS, leaves(trainer.model.trainable_parameters()))
         _save(temporary / OPTIMIZER, trainer.optimizer_leaves())
@@ -75,17 +88,7 @@ def load_checkpoint(path: Path, trainer: Trainer, identity: dict[str, Any]) -> P
             difference.
     """
     state = _read_state(path)
-    saved = state["identity"]
-    differences = [
-        f"{key} was {saved.get(key)!r}, now {identity.get(key)!r}"
-        for key in sorted(set(saved) | set(identity))
-        if saved.get(key) != identity.get(key)
-    ]
-    if differences:
-        raise TrainingError(
-            f"{path}: made by another run ({'; '.join(differences)}). Go on with the same settings "
-            "and data, or start a new run in another directory."
-        )
+    check_same_run(path, state["identity"], identity)
     restore_weights(path, trainer)
     try:
         trainer.restore_optimizer(_load(path / OPTIMIZER))
@@ -106,7 +109,8 @@ def restore_weights(path: Path, trainer: Trainer) -> None:
     for name, expected in hashes.items():
         if not (path / name).is_file() or sha256_file(path / name) != expected:
             raise TrainingError(
-                f"{path / name}: missing or changed since it was saved; use an older checkpoint"
+                f"{path / name}: missing or changed since it was saved; delete {path} to go "
+                "on from the checkpoint before it"
             )
     weights = _load(path / WEIGHTS)
     live = leaves(trainer.model.trainable_parameters())
@@ -119,6 +123,24 @@ def restore_weights(path: Path, trainer: Trainer) -> None:
         raise TrainingError(f"{path / WEIGHTS}: does not fit this model: {capped(wrong)}")
     trainer.model.update(tree_unflatten(list(weights.items())))
     mx.eval(trainer.model.parameters())
+
+
+def check_same_run(path: Path, saved: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Refuse what was made by a run with other settings, data, base or versions.
+
+    Raises:
+        TrainingError: names every difference.
+    """
+    differences = [
+        f"{key} was {saved.get(key)!r}, now {value!r}"
+        for key, value in sorted(identity.items())
+        if saved.get(key) != value
+    ]
+    if differences:
+        raise TrainingError(
+            f"{path}: made by another run ({'; '.join(differences)}). Go on with the same settings "
+            "and data, or start a new run in another directory."
+        )
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
@@ -147,7 +169,11 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _save(path: Path, arrays: dict[str, mx.array]) -> None:
-    mx.save_safetensors(str(path), arrays)
+    try:
+        mx.save_safetensors(str(path), arrays, {"format": "mlx"})
+    except RuntimeError as exc:
+        # MLX reports a full disk so; with the arrays already in memory nothing else can fail.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from exc
 
 
 def _load(path: Path) -> dict[str, mx.array]:

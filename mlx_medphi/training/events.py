@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_medphi.config import LoRAConfig, TrainConfig
+
 __all__ = ["Evaluated", "Event", "OnEvent", "Saved", "Started", "Stepped", "Stopped"]
 
 
@@ -13,6 +15,8 @@ __all__ = ["Evaluated", "Event", "OnEvent", "Saved", "Started", "Stepped", "Stop
 class Started:
     """The plan, known before the first update."""
 
+    config: TrainConfig
+    lora: LoRAConfig | None
     updates: int
     first_step: int
     train_rows: int

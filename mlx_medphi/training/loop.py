@@ -7,6 +7,7 @@ that were measured.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ import mlx.core as mx
 from mlx_medphi.config import LoRAConfig, TrainConfig
 from mlx_medphi.data.examples import Example
 from mlx_medphi.errors import TrainingError, capped
-from mlx_medphi.model.lora import apply_lora
+from mlx_medphi.model.lora import adapted_layers, apply_lora
 from mlx_medphi.model.phi3 import Phi3ForCausalLM, parameter_count
 from mlx_medphi.text.tokenizer import Tokenizer
 from mlx_medphi.training.batches import RunData
@@ -84,24 +85,27 @@ def train(
         AdapterError: projections or layers that this model does not have.
     """
     started = time.perf_counter()
-    directory = RunDirectory.open(Path(out), resume=resume)
-    data = RunData.prepare(model, tokenizer, train_examples, valid_examples, config)
-    _make_trainable(model, lora, config)
-    trainer = Trainer(model, config, data.updates)
-    facts = identity(model, data.hash, config, lora)
-    run = _Run(directory, trainer, data, config, facts, on_event or _ignore)
-    checkpoint = newest_checkpoint(directory.checkpoints) if resume else None
-    if checkpoint is None:
+    mx.reset_peak_memory()
+    with RunDirectory.open(Path(out), resume=resume) as directory:
+        data = RunData.prepare(model, tokenizer, train_examples, valid_examples, config)
+        facts = identity(model, data.hash, config, lora)
+        if resume:
+            directory.check_manifest(facts)
+        _make_trainable(model, lora, config)
+        trainer = Trainer(model, config, data.updates)
+        run = _Run(directory, trainer, data, config, facts, on_event or _ignore)
+        checkpoint = newest_checkpoint(directory.checkpoints) if resume else None
+        if checkpoint is not None:
+            run.progress = load_checkpoint(checkpoint, trainer, facts)
+        # A run that stopped before its first checkpoint begins again: nothing of it counts.
+        directory.keep_metrics_up_to(-1 if checkpoint is None else run.progress.step)
         directory.write_manifest(facts, tokenizer)
-    else:
-        run.progress = load_checkpoint(checkpoint, trainer, facts)
-        directory.keep_metrics_up_to(run.progress.step)
-    run.tell(_started(run, lora))
-    with directory.metrics(), _interruptible() as interrupted:
-        reason = run.go(interrupted)
-    run.tell(Stopped(run.progress.step, reason))
-    run.restore_best()
-    kept = directory.save_kept(model, tokenizer, lora)
+        run.tell(_started(run, config, lora))
+        with directory.metrics(), _interruptible() as interrupted:
+            reason = run.go(interrupted)
+        run.tell(Stopped(run.progress.step, reason))
+        run.restore_best()
+        kept = directory.save_kept(model, tokenizer, lora)
     return TrainResult(
         out=directory.path,
         adapter=kept,
@@ -146,6 +150,9 @@ class _Run:
         if self.progress.step == 0 and self.data.valid_batches:
             self.evaluate()
         while self.progress.step < self.data.updates:
+            patience = self.config.patience
+            if patience is not None and self.progress.evaluations_without_gain >= patience:
+                return "patience"
             self.step()
             last = self.progress.step == self.data.updates
             due = last or self.progress.step % self.eval_every == 0
@@ -159,9 +166,6 @@ class _Run:
                 self.tell(Saved(self.progress.step, path))
             if stop and not last:
                 return "interrupted"
-            patience = self.config.patience
-            if patience is not None and self.progress.evaluations_without_gain >= patience:
-                return "patience"
         return "finished"
 
     def step(self) -> None:
@@ -198,7 +202,8 @@ class _Run:
         loss, tokens = self.trainer.evaluate(self.data.valid_batches)
         state = self.progress
         # Update 0 is the base itself: it is measured, but there is nothing of it to keep.
-        best = state.step > 0 and (state.best_loss is None or loss < state.best_loss)
+        lower = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+        best = state.step > 0 and lower
         if state.step == 0:
             state.first_loss = loss
         elif best:
@@ -219,6 +224,11 @@ def _make_trainable(model: Phi3ForCausalLM, lora: LoRAConfig | None, config: Tra
     if lora is not None:
         apply_lora(model, lora, config.seed)
         return
+    if next(adapted_layers(model), None) is not None:
+        raise TrainingError(
+            "this model carries an adapter; full-parameter training needs the bare base, or the "
+            "two fused"
+        )
     model.unfreeze()
     wrong = [name for name, leaf in leaves(model.parameters()).items() if leaf.dtype != mx.float32]
     if wrong:
@@ -228,10 +238,12 @@ def _make_trainable(model: Phi3ForCausalLM, lora: LoRAConfig | None, config: Tra
         )
 
 
-def _started(run: _Run, lora: LoRAConfig | None) -> Started:
+def _started(run: _Run, config: TrainConfig, lora: LoRAConfig | None) -> Started:
     model, data = run.trainer.model, run.data
     sizes = [leaf.size for leaf in leaves(model.trainable_parameters()).values()]
     return Started(
+        config=config,
+        lora=lora,
         updates=data.updates,
         first_step=run.progress.step + 1,
         train_rows=len(data.train.examples),

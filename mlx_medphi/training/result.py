@@ -47,6 +47,13 @@ class TrainResult:
     seconds: float
     peak_memory: int
 
+    @property
+    def improved(self) -> bool | None:
+        """Whether the kept weights measured better than the base; None if nothing was measured."""
+        if self.first_loss is None or self.best_loss is None:
+            return None
+        return self.best_loss < self.first_loss
+
     def loss_svg(self) -> str:
         """The loss curves as SVG."""
         return loss_svg(self.train_losses, self.valid_losses)

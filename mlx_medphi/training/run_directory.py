@@ -10,6 +10,8 @@ model/           in place of the two above, after full-parameter training
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,12 +33,14 @@ from mlx_medphi.model.adapter import save_adapter
 from mlx_medphi.model.checkpoint import save_model
 from mlx_medphi.model.phi3 import Phi3ForCausalLM
 from mlx_medphi.text.tokenizer import Tokenizer
+from mlx_medphi.training.checkpointing import check_same_run
 from mlx_medphi.training.events import Evaluated, Event, Stepped
 
 __all__ = ["ADAPTER_FILE", "RunDirectory", "identity"]
 
 ADAPTER_FILE = "medical_changes.safetensors"
-MANIFEST, METRICS = "run.json", "metrics.jsonl"
+NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
+MANIFEST, METRICS, LOCK = "run.json", "metrics.jsonl", ".lock"
 
 
 @dataclass
@@ -47,27 +52,58 @@ class RunDirectory:
     _file: TextIO | None = None
 
     @classmethod
-    def open(cls, path: Path, *, resume: bool) -> RunDirectory:
-        """A new directory, or with `resume` one that holds a run.
+    @contextmanager
+    def open(cls, path: Path, *, resume: bool) -> Iterator[RunDirectory]:
+        """A new directory, or with `resume` one that holds a run; held until the context ends.
 
         Raises:
-            TrainingError: the directory is in use, or there is no run to go on with.
+            TrainingError: the directory is in use, there is no run to go on with, or the disk
+                cannot be written.
         """
         manifest = path / MANIFEST
         if resume and not manifest.is_file():
             raise TrainingError(
                 f"{path}: no run to go on with ({MANIFEST} is missing); start one without --resume"
             )
-        if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not resume and path.exists() and (not path.is_dir() or set(_names(path)) - {LOCK}):
             hint = "go on with it by --resume, or " if manifest.is_file() else ""
             raise TrainingError(
                 f"{path}: already in use; {hint}choose another directory with --out"
             )
-        return cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with (path / LOCK).open("w") as lock:
+                _take(lock, path)
+                try:
+                    yield cls(path)
+                finally:
+                    (path / LOCK).unlink(missing_ok=True)
+                    if not _names(path):
+                        path.rmdir()  # it was refused before it began
+        except OSError as exc:
+            if exc.errno not in NOT_WRITABLE:
+                raise
+            raise TrainingError(
+                f"{exc.filename or path}: cannot be written ({exc.strerror or exc}). Free some "
+                "space or choose another directory; a run that has a checkpoint goes on by --resume"
+            ) from exc
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def check_manifest(self, identity: dict[str, Any]) -> None:
+        """Refuse to go on with a run that had other settings, data, base or versions.
+
+        Raises:
+            TrainingError: run.json is damaged, or names every difference.
+        """
+        path = self.path / MANIFEST
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as exc:
+            raise TrainingError(f"{path}: not valid JSON; start a new run elsewhere") from exc
+        check_same_run(path, saved if isinstance(saved, dict) else {}, identity)
 
     def write_manifest(self, identity: dict[str, Any], tokenizer: Tokenizer) -> None:
         """Write run.json: what would have to be equal to repeat the run, and where it ran."""
@@ -112,6 +148,8 @@ class RunDirectory:
             }
         else:
             return
+        # JSON has no NaN: a figure that is no number is null.
+        row = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
         self._rows.append(row)
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
@@ -119,7 +157,7 @@ class RunDirectory:
 
     def series(self, name: str) -> tuple[tuple[int, float], ...]:
         """(step, value) of one metric over the whole run."""
-        return tuple((row["step"], row[name]) for row in self._rows if name in row)
+        return tuple((row["step"], row[name]) for row in self._rows if row.get(name) is not None)
 
     def save_kept(
         self, model: Phi3ForCausalLM, tokenizer: Tokenizer, lora: LoRAConfig | None
@@ -147,6 +185,20 @@ def identity(
         "data_hash": data_hash,
         "versions": {"mlx": version("mlx"), "mlx_medphi": __version__},
     }
+
+
+def _names(path: Path) -> list[str]:
+    return [entry.name for entry in path.iterdir()]
+
+
+def _take(lock: TextIO, path: Path) -> None:
+    """Hold the directory until the file is closed, which the end of the process does too."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise TrainingError(
+            f"{path}: another process is training here; wait for it or choose another directory"
+        ) from exc
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from mlx_medphi.data.examples import Conversation, Example, Note
 from mlx_medphi.errors import TrainingError
 from mlx_medphi.model.adapter import load_adapter
 from mlx_medphi.model.checkpoint import load
-from mlx_medphi.model.lora import adapted_layers
+from mlx_medphi.model.lora import adapted_layers, apply_lora
 from mlx_medphi.text.tokenizer import Tokenizer
 from mlx_medphi.training.batches import RunData
 from mlx_medphi.training.events import Evaluated, Event, Saved, Started, Stepped, Stopped
@@ -307,3 +307,133 @@ def test_a_base_in_half_precision_trains_float32_masters(
     for _, layer in adapted_layers(model):
         assert layer.lora_a.dtype == layer.lora_b.dtype == mx.float32
         assert layer(mx.zeros((1, layer.lora_a.shape[0]), mx.bfloat16)).dtype == mx.bfloat16
+
+
+def test_going_on_before_the_first_checkpoint_begins_again(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    class Unplugged(Exception):
+        pass
+
+    def unplug(event: Event) -> None:
+        if isinstance(event, Stepped):
+            raise Unplugged
+
+    out = tmp_path / "run"
+    with pytest.raises(Unplugged):
+        _run(base, tokenizer, rows, out, on_event=unplug)
+    with pytest.raises(TrainingError, match="made by another run .*'seed': 9"):
+        _run(base, tokenizer, rows, out, resume=True, config=replace(CONFIG, seed=9))
+    result, _, _ = _run(base, tokenizer, rows, out, resume=True)
+    assert result.steps == 6
+    steps = [row["step"] for row in _metrics(out) if "train_loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_is_said_and_older_checkpoints_stay(
+    base: Base, tokenizer, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = mx.save_safetensors, []
+
+    def full(path: str, *rest: object) -> None:
+        calls.append(path)
+        if len(calls) > 2:
+            Path(path).write_bytes(b"half")
+            raise RuntimeError("[write] Unable to write 3704 bytes to file.")
+        save(path, *rest)
+
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match="cannot be written .No space left.*--resume"):
+        _run(base, tokenizer, rows, out)
+    monkeypatch.undo()
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000002"]
+    result, _, _ = _run(base, tokenizer, rows, out, resume=True)
+    _run(base, tokenizer, rows, tmp_path / "whole")
+    assert result.steps == 6
+    _same_run(out, tmp_path / "whole")
+
+
+def test_an_evaluation_that_is_no_number_is_never_the_best(
+    base: Base, tokenizer, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([5.0, float("nan"), 4.0, 4.5])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, batches: (next(losses), 1))
+    result, _, _ = _run(base, tokenizer, rows, tmp_path / "run")
+    assert (result.best_loss, result.best_step, result.improved) == (4.0, 4, True)
+    assert "nan" not in result.loss_svg()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in lines and '"valid_loss": null' in lines
+
+
+def test_a_run_that_is_out_of_patience_does_not_step_again(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    other = [replace(row, note=Note("zzz 8 q Q !" + row.id)) for row in rows[8:]]
+    config = replace(CONFIG, iters=40, learning_rate=0.1, eval_every=1, patience=1)
+    first, _, _ = _run(base, tokenizer, [*rows[:8], *other], tmp_path / "run", config=config)
+    before = _metrics(tmp_path / "run")
+    again, _, _ = _run(
+        base, tokenizer, [*rows[:8], *other], tmp_path / "run", config=config, resume=True
+    )
+    assert (again.stopped, again.steps) == ("patience", first.steps)
+    assert _metrics(tmp_path / "run") == before
+
+
+def test_one_directory_holds_one_run_at_a_time(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    def intrude(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 2:
+            with pytest.raises(TrainingError, match="another process is training here"):
+                _run(base, tokenizer, rows, tmp_path / "run", resume=True)
+
+    result, _, _ = _run(base, tokenizer, rows, tmp_path / "run", on_event=intrude)
+    assert result.steps == 6 and not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_run_that_is_refused_leaves_nothing(base: Base, tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="none of 0 training rows"):
+        train(base(), tokenizer, [], out=tmp_path / "run", config=CONFIG, lora=LORA)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapted_model_is_not_trained_whole(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    model = base()
+    apply_lora(model, LORA)
+    with pytest.raises(TrainingError, match="carries an adapter"):
+        _run(base, tokenizer, rows, tmp_path / "run", model=model, lora=None)
+
+
+def test_limits_of_the_process_stay_and_no_step_clears_the_cache(
+    base: Base, tokenizer, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise AssertionError("the cache was cleared")
+
+    limit = 3 << 30
+    before = mx.set_cache_limit(limit), mx.set_memory_limit(limit)
+    try:
+        monkeypatch.setattr(mx, "clear_cache", refuse)
+        _run(base, tokenizer, rows, tmp_path / "run")
+        after = mx.set_cache_limit(before[0]), mx.set_memory_limit(before[1])
+    finally:
+        mx.set_cache_limit(before[0])
+        mx.set_memory_limit(before[1])
+    assert after == (limit, limit)
+
+
+def test_the_seconds_of_an_update_include_making_its_batch(
+    base: Base, tokenizer, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    batches = RunData.batches
+
+    def slow(self: RunData, step: int) -> list:
+        clock[0] += 10.0
+        return batches(self, step)
+
+    monkeypatch.setattr("mlx_medphi.training.loop.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(RunData, "batches", slow)
+    _, events, _ = _run(base, tokenizer, rows, tmp_path / "run")
+    assert {event.seconds for event in _of(Stepped, events)} == {10.0}
+    for event in _of(Stepped, events):
+        assert event.tokens_supervised < event.tokens_real <= event.tokens_padded
