@@ -80,14 +80,16 @@ class Notes:
         moment: "before", "after" or "fused".
         examples: the conversations, each with the note it should get.
         notes: what was written.
-        right: facts (name, age, complaint, drug, dose, …) that are as in the conversation.
-        facts: facts in all.
+        formed: how many are notes of the form that the sample teaches.
+        right: facts (name, age, complaint, drug, dose, …) in these that are as in the conversation.
+        facts: facts in all conversations.
         seconds: how long writing took.
     """
 
     moment: str
     examples: tuple[Example, ...]
     notes: tuple[str, ...]
+    formed: int
     right: int
     facts: int
     seconds: float
@@ -180,7 +182,8 @@ def _write(
     )
     right = sum(_right(facts(e), note) for e, note in zip(examples, notes, strict=True))
     wanted = len(fields(Facts)) * len(examples)
-    return Notes(moment, tuple(examples), notes, right, wanted, time.monotonic() - begun)
+    formed = sum(parse_note(note) is not None for note in notes)
+    return Notes(moment, tuple(examples), notes, formed, right, wanted, time.monotonic() - begun)
 
 
 def _right(wanted: Facts, note: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import mlx_medphi as mp
-from mlx_medphi.cli.options import JsonOption
+from mlx_medphi.cli.options import JsonOption, OfflineOption, RevisionOption
 from mlx_medphi.cli.show import examples, print_json, size, table
 
 if TYPE_CHECKING:
@@ -65,11 +65,18 @@ def convert(
             help="The base; needed for PEFT adapters of a part of a fused projection.",
         ),
     ] = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace an older adapter; never anything else.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Write an adapter in another form, with the same numbers."""
-    base = None if model is None else mp.load(model)[0]
-    info = mp.convert_adapter(source, target, dtype=dtype, model=base)
+    if model is None and (revision is not None or offline):
+        raise mp.UsageError("--revision and --offline belong to the hub id of --model; give one")
+    base = None if model is None else mp.load(model, revision=revision, offline=offline)[0]
+    info = mp.convert_adapter(source, target, dtype=dtype, model=base, replace=replace)
     if as_json:
         print_json(info)
     else:

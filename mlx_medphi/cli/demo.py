@@ -86,12 +86,13 @@ def prepared_text(prepared: Prepared) -> str:
 
 def notes_text(notes: Notes) -> str:
     """The first held-out conversation's note, and how many facts are right in all of them."""
-    score = (
-        f"facts right in {len(notes.notes)} held-out notes: {notes.right} of {notes.facts} "
-        f"({notes.right / notes.facts:.0%})"
-    )
+    score = f"of {len(notes.notes)} held-out conversations, {notes.formed} got a note"
+    if notes.formed:
+        score += f"; {notes.right} of {notes.facts} facts right ({notes.right / notes.facts:.0%})"
+    else:
+        score += " (the base writes letters, lists and answers; it has never seen a note)"
     if notes.moment == "fused":
-        return f"notes of the fused model, {score}"
+        return f"written by the fused model: {score}"
     note = notes.notes[0].strip() or "(nothing)"
     shown = f"note {notes.moment} training:\n{indent(note, '  ')}\n{score}\n"
     if notes.moment == "before":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import mlx_medphi as mp
-from mlx_medphi.cli.options import JsonOption, ModelOption
+from mlx_medphi.cli.options import JsonOption, ModelOption, OfflineOption, RevisionOption
 from mlx_medphi.cli.show import duration, examples, print_json, size
 
 if TYPE_CHECKING:
@@ -61,21 +61,28 @@ def fuse(
         bool,
         typer.Option("--allow-other-base", help="Accept an adapter trained on another base."),
     ] = False,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Fold an adapter into its base.
 
     The fused model is compared with the adapted one on real tokens before it gets its name, and
-    refused when it is too far away. A quantised base is never folded into the same grid.
+    refused when it is too far away. A quantised base is never folded into the same grid; neither is
+    one that was quantised on loading when the adapter was trained.
     """
+    # Loads MLX, which no --help should wait for. Once, so that all parts see one revision.
+    from mlx_medphi.model.hub import resolve_model
+
+    base = resolve_model(model, revision=revision, offline=offline)
     rows = None
     if data is not None:
         # Loads the tokenizer library, which no --help should wait for.
         from mlx_medphi.model.fuse_text import text_rows
 
-        rows = text_rows(model, mp.read_splits(data).valid)
+        rows = text_rows(base, mp.read_splits(data).valid)
     report = mp.fuse(
-        model,
+        base,
         adapter,
         out,
         token_rows=rows,

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mlx_medphi.cli.show import duration, number_of, size
+from mlx_medphi.config import to_dict
 from mlx_medphi.training.events import Evaluated, Event, Saved, Started, Stepped
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ class Progress:
         self._began = self._clock()
         share = event.trainable_parameters / event.total_parameters
         widths = ", ".join(str(width) for width in event.widths)
+        for name, config in (("train", event.config), ("lora", event.lora)):
+            if config is not None:
+                said = ", ".join(f"{k} {_short(v)}" for k, v in to_dict(config).items())
+                self._say(f"{name}: {said}")
         self._say(
             f"{number_of(event.train_rows, 'row')} to train on, {event.valid_rows:,} to measure, "
             f"{len(event.shortened):,} shortened, {len(event.refused):,} refused"
@@ -121,3 +126,10 @@ def _live_progress() -> RichProgress:
         TextColumn("{task.description}", markup=False),
         console=Console(stderr=True),
     )
+
+
+def _short(value: object) -> str:
+    """A setting as YAML would have it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return " + ".join(value) if isinstance(value, list) else str(value)

@@ -143,6 +143,8 @@ def result_text(result: TrainResult) -> str:
         before = "" if result.first_loss is None else f"{result.first_loss:.4f} before training, "
         best = f"{result.best_loss:.4f} after update {result.best_step}"
         kept = f"validation loss {before}{best}\n{kept}"
+        if result.improved is False:
+            kept += "\nworse than before training: lower --learning-rate, or train on more rows"
     lost = [f"{result.skipped} updates skipped (not finite)"] if result.skipped else []
     lost += [f"{len(result.shortened):,} conversations shortened"] if result.shortened else []
     spent = [f"{result.steps:,} updates ({result.stopped}) in {duration(result.seconds)}"]

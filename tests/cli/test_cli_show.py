@@ -10,6 +10,7 @@ import pytest
 
 from mlx_medphi.cli import show
 from mlx_medphi.cli.progress import Progress
+from mlx_medphi.config import LoRAConfig, TrainConfig
 from mlx_medphi.training.events import Evaluated, Saved, Started, Stepped, Stopped
 
 
@@ -55,6 +56,8 @@ def test_json_writes_dataclasses_and_paths(capsys: pytest.CaptureFixture[str]) -
 
 
 STARTED = Started(
+    config=TrainConfig(iters=10),
+    lora=LoRAConfig(rank=4, keys=("self_attn.qkv_proj", "mlp.down_proj")),
     updates=10,
     first_step=3,
     train_rows=8,
@@ -138,3 +141,14 @@ def test_a_terminal_gets_one_live_line(
     written = capsys.readouterr().err
     assert "4/10" in written and "loss 2.000" in written
     assert "update 3: validation loss 1.2500" in written
+
+
+def test_the_settings_of_a_run_are_said_as_they_were_resolved(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Progress() as progress:
+        progress(STARTED)
+    said = capsys.readouterr().err
+    assert "train: iters 10, epochs 3.0, learning_rate 0.0002, warmup 0.03," in said
+    assert "patience null, grad_checkpoint false, seed 0\n" in said
+    assert "lora: rank 4, scale 2.0, dropout 0.05, keys self_attn.qkv_proj + mlp.down_proj," in said

@@ -14,6 +14,8 @@ from mlx.utils import tree_map
 from mlx_medphi.config import LoRAConfig, TrainConfig
 from mlx_medphi.model.lora import adapted_layers
 from mlx_medphi.model.phi3 import Block
+from mlx_medphi.text.chat import EncodedExample
+from mlx_medphi.text.packing import plan
 from mlx_medphi.training.loss import loss_sum
 from mlx_medphi.training.schedule import cosine_schedule
 from mlx_medphi.training.step import Trainer, batch_arrays, dropout_key, leaves
@@ -233,3 +235,21 @@ def test_restoring_the_optimiser_refuses_other_leaves(adapted: Base) -> None:
     saved.pop("step")
     with pytest.raises(KeyError, match="step"):
         trainer.restore_optimizer(saved)
+
+
+def test_a_whole_epoch_is_traced_once_for_each_of_few_widths(adapted: Base) -> None:
+    """Widths of whole multiples of 32, as mlx-lm pads them, would be traced nine times here."""
+    rng = np.random.default_rng(0)
+    lengths = [*rng.integers(20, 60, 30).tolist(), *range(65, 320, 28)]
+    old_widths = {1 + 32 * -(-length // 32) for length in lengths}
+    examples = [
+        EncodedExample(str(n), rng.integers(3, 300, n).tolist(), [0] * (n - 5) + [1] * 5)
+        for n in lengths
+    ]
+    layout = plan(examples, rows=2, seed=0, epochs=1)
+    trainer = Trainer(adapted(), TrainConfig(), 100)
+    for step, batch in enumerate(layout.epoch(0), start=1):
+        trainer.update([batch], step)
+    assert len(old_widths) >= 9
+    assert len(layout.shapes.widths) <= 4
+    assert trainer.traces == len(layout.shapes.widths) + 1  # and one to apply them
