@@ -29,6 +29,9 @@ PROJECTIONS = (
 
 # A LoRA step larger than this has diverged in every published recipe; it is a slip of the keyboard.
 MAX_LEARNING_RATE = 1.0
+# Above these a run could not end, or its plan not be held in memory.
+MAX_ITERS, MAX_EPOCHS, MAX_ROWS = 10_000_000, 10_000, 4096
+MAX_SEED = 2**63 - 1  # what a random key of MLX is made from
 
 
 @dataclass(frozen=True)
@@ -113,20 +116,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         problems = [
-            None if self.iters is None else _at_least("iters", self.iters, 1),
+            None if self.iters is None else _in_range("iters", self.iters, 1, MAX_ITERS),
             _finite_positive("epochs", self.epochs),
+            _in_range("epochs", self.epochs, 0.0, MAX_EPOCHS),
             _finite_positive("learning_rate", self.learning_rate),
             _in_range("learning_rate", self.learning_rate, 0.0, MAX_LEARNING_RATE),
             _in_range("warmup", self.warmup, 0.0, 1.0),
             _in_range("final_learning_rate", self.final_learning_rate, 0.0, 1.0),
             _in_range("weight_decay", self.weight_decay, 0.0, 1.0),
             _finite_positive("max_grad_norm", self.max_grad_norm),
-            _at_least("batch_size", self.batch_size, 1),
-            _at_least("grad_accumulation_steps", self.grad_accumulation_steps, 1),
+            _in_range("batch_size", self.batch_size, 1, MAX_ROWS),
+            _in_range("grad_accumulation_steps", self.grad_accumulation_steps, 1, MAX_ROWS),
             _at_least("max_length", self.max_length, 16),
             None if self.eval_every is None else _at_least("eval_every", self.eval_every, 1),
             None if self.patience is None else _at_least("patience", self.patience, 1),
-            _at_least("seed", self.seed, 0),
+            _in_range("seed", self.seed, 0, MAX_SEED),
         ]
         _raise_all(type(self).__name__, problems)
 
@@ -159,7 +163,7 @@ class GenerateConfig:
             _in_range("top_p", self.top_p, 1e-6, 1.0),
             _in_range("min_p", self.min_p, 0.0, 1.0),
             _in_range("repetition_penalty", self.repetition_penalty, 1.0, 10.0),
-            _at_least("seed", self.seed, 0),
+            _in_range("seed", self.seed, 0, MAX_SEED),
         ]
         _raise_all(type(self).__name__, problems)
 
@@ -183,7 +187,7 @@ def updated(config: Config, values: Mapping[str, Any], where: str) -> Config:
     problems: list[str | None] = []
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(str(key), known, n=1)
             hint = (
                 f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
             )
@@ -211,7 +215,7 @@ def load_config(path: Path) -> tuple[LoRAConfig, TrainConfig]:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # bad dates, huge numbers, depth
         mark = getattr(exc, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not valid YAML in UTF-8") from exc
@@ -291,7 +295,7 @@ def _at_least(name: str, value: int, low: int) -> str | None:
 
 
 def _finite_positive(name: str, value: float) -> str | None:
-    good = math.isfinite(value) and value > 0
+    good = 0 < value < math.inf
     return None if good else f"{name} is {value}, expected a positive number"
 
 

@@ -209,3 +209,22 @@ def test_an_impossible_value_names_the_file(tmp_path: Path) -> None:
     path.write_text("train:\n  learning_rate: 10\n")
     with pytest.raises(ConfigError, match=r"c\.yaml, section train: learning_rate is 10"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train:\n  iters: 2020-13-45\n",
+        "train:\n  iters: " + "9" * 5000 + "\n",
+        "train: " + "[" * 5000 + "\n",
+        "train: {1: 2, null: 3}\n",
+        "train:\n  learning_rate: 1" + "0" * 400 + "\n",
+        "train:\n  seed: 99999999999999999999999\n",
+        "train:\n  iters: 99999999999999999999999\n",
+        "train:\n  epochs: 1.0e+300\n",
+    ],
+    ids=["date", "digits", "deep", "keys", "rate", "seed", "iters", "epochs"],
+)
+def test_yaml_that_python_stumbles_over_is_a_config_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(yaml_file(tmp_path, text))

@@ -178,6 +178,13 @@ def apply_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> None:
         raise AdapterError(f"num_layers is {count}, this model has {blocks} layers")
     if next(adapted_layers(model), None) is not None:
         raise AdapterError("this model already has an adapter; load the base again")
+    shapes = {key: weight_shape(projection(model, f"model.layers.0.{key}")) for key in config.keys}
+    narrow = min(shapes, key=lambda key: min(shapes[key]))
+    if config.rank > min(shapes[narrow]):
+        raise AdapterError(
+            f"rank is {config.rank}, {narrow} is {shapes[narrow]}: a rank above its smaller side "
+            "adds numbers and nothing else"
+        )
     model.freeze()
     # One key for each site of the whole model: a site starts the same whatever else is adapted.
     starts = mx.random.split(mx.random.key(seed), blocks * len(PROJECTIONS))

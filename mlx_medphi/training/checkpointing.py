@@ -12,7 +12,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
@@ -125,6 +125,14 @@ def restore_weights(path: Path, trainer: Trainer) -> None:
     mx.eval(trainer.model.parameters())
 
 
+def _changes(name: str, old: Any, new: Any) -> list[str]:
+    """Every value that differs, by its dotted name."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [c for key in keys for c in _changes(f"{name}.{key}", old.get(key), new.get(key))]
+    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
+
+
 def check_same_run(path: Path, saved: dict[str, Any], identity: dict[str, Any]) -> None:
     """Refuse what was made by a run with other settings, data, base or versions.
 
@@ -132,13 +140,13 @@ def check_same_run(path: Path, saved: dict[str, Any], identity: dict[str, Any]) 
         TrainingError: names every difference.
     """
     differences = [
-        f"{key} was {saved.get(key)!r}, now {value!r}"
+        change
         for key, value in sorted(identity.items())
-        if saved.get(key) != value
+        for change in _changes(key, saved.get(key), value)
     ]
     if differences:
         raise TrainingError(
-            f"{path}: made by another run ({'; '.join(differences)}). Go on with the same settings "
+            f"{path}: made by another run ({capped(differences)}). Go on with the same settings "
             "and data, or start a new run in another directory."
         )
 
@@ -161,11 +169,28 @@ def _checkpoints(directory: Path) -> list[Path]:
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-        return {key: state[key] for key in ("progress", "identity", "sha256")}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        _check_state(path, state)
+        return state
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise TrainingError(
-            f"{path}: not a complete checkpoint ({STATE} is missing or damaged)"
+            f"{path}: not a complete checkpoint ({STATE} is missing or damaged); delete it to go "
+            "on from the checkpoint before it"
         ) from exc
+
+
+def _check_state(path: Path, state: dict[str, Any]) -> None:
+    """Raise one of the errors of a malformed file unless the state is whole."""
+    hints = get_type_hints(Progress)
+    if set(state["progress"]) != set(hints) or set(state["sha256"]) != {WEIGHTS, OPTIMIZER}:
+        raise KeyError(STATE)
+    for name, value in state["progress"].items():
+        expected = get_args(hints[name]) or (hints[name],)
+        if type(value) not in expected:
+            raise TypeError(name)
+    if checkpoint_at(path.parent, state["progress"]["step"]) != path:
+        raise ValueError("step")
+    if not isinstance(state["identity"], dict):
+        raise TypeError("identity")
 
 
 def _save(path: Path, arrays: dict[str, mx.array]) -> None:

@@ -260,7 +260,7 @@ def _started(run: _Run, config: TrainConfig, lora: LoRAConfig | None) -> Started
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag read between updates; the second interrupts at once."""
+    """Turn the first Ctrl-C or SIGTERM into a flag read between updates; a second acts at once."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag  # only the main thread may handle signals; a notebook's worker just runs on
@@ -271,11 +271,12 @@ def _interruptible() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         flag.set()
 
-    before = signal.signal(signal.SIGINT, handler)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def _ignore(event: Event) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,12 +19,13 @@ from conftest_training import FIXTURES, Base
 
 from mlx_medphi.config import LoRAConfig, TrainConfig, to_dict
 from mlx_medphi.data.examples import Conversation, Example, Note
-from mlx_medphi.errors import TrainingError
+from mlx_medphi.errors import AdapterError, TrainingError
 from mlx_medphi.model.adapter import load_adapter
 from mlx_medphi.model.checkpoint import load
 from mlx_medphi.model.lora import adapted_layers, apply_lora
 from mlx_medphi.text.tokenizer import Tokenizer
 from mlx_medphi.training.batches import RunData
+from mlx_medphi.training.checkpointing import Progress, restore_weights
 from mlx_medphi.training.events import Evaluated, Event, Saved, Started, Stepped, Stopped
 from mlx_medphi.training.loop import MAX_SKIPPED_IN_A_ROW, train
 from mlx_medphi.training.step import Trainer
@@ -168,19 +169,20 @@ def test_patience_ends_the_run(base: Base, tokenizer, rows, tmp_path: Path) -> N
     assert result.stopped == "patience" and result.steps == result.best_step + 2 < 40
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_was(
-    base: Base, tokenizer, rows, tmp_path: Path
+    base: Base, tokenizer, rows, tmp_path: Path, number: signal.Signals
 ) -> None:
     _run(base, tokenizer, rows, tmp_path / "whole")
 
     def interrupt(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     first, _, _ = _run(base, tokenizer, rows, tmp_path / "parts", on_event=interrupt)
     assert (first.stopped, first.steps) == ("interrupted", 3)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     second, _, _ = _run(base, tokenizer, rows, tmp_path / "parts", resume=True)
     assert (second.stopped, second.steps) == ("finished", 6)
     _same_run(tmp_path / "whole", tmp_path / "parts")
@@ -242,7 +244,7 @@ def test_going_on_needs_a_run_and_the_same_settings_and_data(
         _run(base, tokenizer, rows, tmp_path / "none", resume=True)
     out = tmp_path / "run"
     _run(base, tokenizer, rows, out)
-    with pytest.raises(TrainingError, match="made by another run .*'seed': 0.*'seed': 9"):
+    with pytest.raises(TrainingError, match=r"made by another run .train\.seed was 0, now 9\)"):
         _run(base, tokenizer, rows, out, resume=True, config=replace(CONFIG, seed=9))
     with pytest.raises(TrainingError, match="data_hash"):
         _run(base, tokenizer, rows[::-1], out, resume=True)
@@ -322,7 +324,7 @@ def test_going_on_before_the_first_checkpoint_begins_again(
     out = tmp_path / "run"
     with pytest.raises(Unplugged):
         _run(base, tokenizer, rows, out, on_event=unplug)
-    with pytest.raises(TrainingError, match="made by another run .*'seed': 9"):
+    with pytest.raises(TrainingError, match=r"made by another run .train\.seed was 0, now 9\)"):
         _run(base, tokenizer, rows, out, resume=True, config=replace(CONFIG, seed=9))
     result, _, _ = _run(base, tokenizer, rows, out, resume=True)
     assert result.steps == 6
@@ -437,3 +439,38 @@ def test_the_seconds_of_an_update_include_making_its_batch(
     assert {event.seconds for event in _of(Stepped, events)} == {10.0}
     for event in _of(Stepped, events):
         assert event.tokens_supervised < event.tokens_real <= event.tokens_padded
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state["progress"].update(step="x"),
+        lambda state: state["progress"].update(step=1_000_000),
+        lambda state: state["progress"].update(unknown=1),
+        lambda state: state.update(progress=[]),
+        lambda state: state.update(identity=[]),
+        lambda state: state.update(sha256={}),
+        lambda state: state.update(sha256=3),
+        lambda state: state.pop("identity"),
+    ],
+)
+def test_a_checkpoint_state_that_is_not_whole_is_refused(tmp_path: Path, damage) -> None:
+    path = tmp_path / "step-000002"
+    path.mkdir()
+    state = {
+        "progress": asdict(Progress(step=2, best_step=2, best_loss=1.5)),
+        "identity": {"seed": 0},
+        "sha256": {"weights.safetensors": "", "optimizer.safetensors": ""},
+    }
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(TrainingError, match="weights.safetensors: missing or changed"):
+        restore_weights(path, None)
+    damage(state)
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(TrainingError, match="not a complete checkpoint .*delete it"):
+        restore_weights(path, None)
+
+
+def test_a_rank_above_the_smaller_side_is_refused(base: Base, tokenizer, rows, tmp_path) -> None:
+    with pytest.raises(AdapterError, match="rank is 65, .* above its smaller side"):
+        _run(base, tokenizer, rows, tmp_path / "run", lora=LoRAConfig(rank=65))
