@@ -5,6 +5,8 @@ PINS := tests/requirements.txt
 VENV := .venv
 READY := $(VENV)/ready
 BIN := $(VENV)/bin
+# Two processes, each with whole files, so that what a file shares is made once.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Core ML tools have no build for Python 3.14 yet, and a Mac's own python3 may be 3.9.
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
@@ -25,10 +27,10 @@ demo: $(READY)
 	$(BIN)/medphi demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: lint types
-	$(BIN)/python -m pytest --cov
+	$(PYTEST) --cov
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ A reader of a path never sees a half-written file, and a failed write leaves wha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -41,13 +42,21 @@ DTYPE_BYTES = {
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success fsync it and rename it into place.
 
     The sibling keeps the suffix of `path`, because some writers append one when it is missing.
     On any error the sibling is removed and `path` is untouched.
+
+    Args:
+        path: the file to write.
+        replace: whether an existing `path` is replaced.
+
+    Raises:
+        FileExistsError: `path` exists, before or after the writing, and `replace` is false.
     """
     path = Path(path)
+    _check_free(path, replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -57,6 +66,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         yield temporary
         fsync_file(temporary)
+        _check_free(path, replace)
         os.replace(temporary, path)
         _fsync_directory(path.parent)
     finally:
@@ -65,27 +75,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling directory; on success fsync every file and rename it to `path`.
+    """Yield a temporary sibling directory; on success fsync all of it and rename it to `path`.
+
+    No system replaces a directory with files in one step everywhere, so an old one is renamed
+    aside first. A process killed or a machine switched off between those two renames leaves it
+    whole in a sibling `.NAME.*.old`, and no `path`; any exception puts it back.
 
     Args:
         path: the directory to make.
         replace: whether an existing `path` is replaced (only once the new one is complete).
 
     Raises:
-        FileExistsError: `path` exists and `replace` is false.
+        FileExistsError: `path` exists, before or after the writing, and `replace` is false.
     """
     path = Path(path)
-    if path.exists() and not replace:
-        raise FileExistsError(path)
+    _check_free(path, replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         os.chmod(temporary, 0o777 & ~_umask())
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                fsync_file(file)
-        if path.exists():
+        for place in (*temporary.rglob("*"), temporary):
+            if place.is_dir():
+                _fsync_directory(place)
+            elif place.is_file():
+                fsync_file(place)
+        _check_free(path, replace)
+        if os.path.lexists(path):
             _swap(temporary, path)
         else:
             os.replace(temporary, path)
@@ -96,17 +112,25 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def _swap(new: Path, path: Path) -> None:
     """Rename `new` to `path` and delete what was there; if that fails, what was there is back."""
-    # rename cannot replace a directory that has files: step aside, swap, then delete.
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    old = aside / path.name
     try:
-        os.replace(path, aside / path.name)
-        try:
-            os.replace(new, path)
-        except OSError:
-            os.replace(aside / path.name, path)
-            raise
+        os.replace(path, old)
+        os.replace(new, path)
+        _fsync_directory(path.parent)
+    except BaseException:  # Ctrl-C between the renames is no reason to lose anything either
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.replace(old, path)
+        raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        # Without the name the old directory is all there is: then it stays where it is.
+        if os.path.lexists(path):
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_free(path: Path, replace: bool) -> None:
+    if not replace and os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 def write_text(path: Path, text: str) -> None:

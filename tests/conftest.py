@@ -18,6 +18,8 @@ SCRUBBED = ("HF_", "HUGGING", "TRANSFORMERS_", "MLX_", "COLUMNS", "FORCE_COLOR",
 # Here and not in a hook: the conftest files of the folders below are read next and import MLX.
 for name in [name for name in os.environ if name.startswith(SCRUBBED)]:
     del os.environ[name]
+# The products of the tests are too small to be shared by threads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 load_blas()
 
 

@@ -172,6 +172,94 @@ def test_a_swap_that_fails_half_way_puts_the_old_directory_back(
     assert names(tmp_path) == ["adapter"]
 
 
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_between_the_renames_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException], after: int
+) -> None:
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old").write_text("old")
+    real, calls = os.replace, 0
+
+    def replace(source: Any, destination: Any) -> None:
+        nonlocal calls
+        calls += 1
+        real(source, destination)
+        if calls == after:  # the rename is done when the signal is noticed
+            raise stop
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    with pytest.raises(stop), atomic_directory(target, replace=True) as temporary:
+        (temporary / "new").write_text("new")
+    assert names(target) == (["old"] if after == 1 else ["new"])
+    assert names(tmp_path) == ["adapter"]
+
+
+def test_an_old_directory_that_cannot_be_put_back_stays_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old").write_text("old")
+    real, calls = os.replace, 0
+
+    def replace(source: Any, destination: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            full_disk()
+        real(source, destination)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    with pytest.raises(OSError, match="No space left"):
+        with atomic_directory(target, replace=True) as temporary:
+            (temporary / "new").write_text("new")
+    (aside,) = tmp_path.iterdir()
+    assert aside.name.endswith(".old") and names(aside / "adapter") == ["old"]
+
+
+@pytest.mark.parametrize("make", [atomic_directory, atomic_path])
+def test_what_appears_during_the_writing_is_not_replaced_unless_asked(
+    tmp_path: Path, make: Any
+) -> None:
+    target = tmp_path / "adapter"
+    with pytest.raises(FileExistsError), make(target, replace=False) as temporary:
+        (temporary / "new" if temporary.is_dir() else temporary).write_text("new")
+        target.mkdir()  # empty: a rename would replace it without a word
+    assert names(target) == []
+    assert names(tmp_path) == ["adapter"]
+
+
+def test_an_existing_file_is_not_touched_when_told_so(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(FileExistsError), atomic_path(target, replace=False):
+        raise AssertionError("nothing must be written before the check")
+    assert target.read_text() == "old"
+
+
+def test_names_and_contents_of_a_directory_reach_the_disk_before_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append("/".join(Path(os.readlink(f"/proc/self/fd/{descriptor}")).parts[-2:]))
+        real(descriptor)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("the system does not tell what a descriptor is")
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with atomic_directory(tmp_path / "run") as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "a").write_text("a")
+        place = temporary.name
+    assert set(synced[:-1]) == {"deep/a", f"{place}/deep", f"{tmp_path.name}/{place}"}
+    assert synced[-1].endswith(tmp_path.name)
+
+
 # Hashes.
 
 

@@ -38,7 +38,7 @@ def prepare(
         list[Path], typer.Argument(metavar="SRC", help="Files or folders as they were published.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
-    seed: Annotated[int, typer.Option(help="Decides which rows are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which rows are drawn.")] = 0,
     valid_fraction: Annotated[
         float, typer.Option(help="Share drawn for validation where a source has no such rows.")
     ] = 0.1,
@@ -146,7 +146,9 @@ def stats(
     ] = None,
     max_length: Annotated[
         list[int] | None,
-        typer.Option(help="Count rows longer than this; repeatable [default: 1024, 2048, 4096]."),
+        typer.Option(
+            min=1, help="Count rows longer than this; repeatable [default: 1024, 2048, 4096]."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> int:

@@ -11,6 +11,7 @@ import typer
 import mlx_medphi as mp
 from mlx_medphi.cli.options import JsonOption, ModelOption, OfflineOption, RevisionOption
 from mlx_medphi.cli.show import duration, examples, print_json, size
+from mlx_medphi.model.hub import resolve_model
 
 if TYPE_CHECKING:
     from mlx_medphi.model.fuse import FuseReport
@@ -71,9 +72,7 @@ def fuse(
     refused when it is too far away. A quantised base is never folded into the same grid; neither is
     one that was quantised on loading when the adapter was trained.
     """
-    # Loads MLX, which no --help should wait for. Once, so that all parts see one revision.
-    from mlx_medphi.model.hub import resolve_model
-
+    # Once, so that all parts see one revision.
     base = resolve_model(model, revision=revision, offline=offline)
     rows = None
     if data is not None:
@@ -104,9 +103,16 @@ def fuse_text(report: FuseReport) -> str:
     equal = " (the same, to the byte)" if report.same_size else ""
     moved = sorted(layer.relative for layer in report.layers)
     change = f"{moved[0]:.2%} to {moved[-1]:.2%}" if moved else "nothing"
+    quantized = report.quantized_on_load
+    on_load = (
+        [f"base: quantised to {quantized[0]} bits in groups of {quantized[1]}, as for the adapter"]
+        if quantized
+        else []
+    )
     return "\n".join(
         [
             f"{report.out}: stored as {report.stored}, in {duration(report.seconds)}",
+            *on_load,
             f"weights: base {report.base_bytes:,} bytes, fused {report.fused_bytes:,} bytes{equal}",
             f"changed: {len(moved)} layers, by {change} of their length",
             f"fused against adapted on {fidelity.positions:,} tokens: KL {fidelity.kl:.2g} nats, "

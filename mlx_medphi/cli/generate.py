@@ -24,6 +24,7 @@ from mlx_medphi.cli.options import (
 from mlx_medphi.cli.show import examples, print_json
 from mlx_medphi.config import GenerateConfig, updated
 from mlx_medphi.data.examples import Conversation
+from mlx_medphi.data.prompt import prompt_parts
 from mlx_medphi.errors import DataError, UsageError, capped
 
 __all__ = ["generate", "read_conversation"]
@@ -71,6 +72,7 @@ def generate(
     """
     config = updated(GenerateConfig(), typed, "command line")
     spoken, own_section = read_conversation(conversation, row)
+    section = own_section if section is None else _checked_section(section)
     loaded, tokenizer = mp.load(
         model,
         adapter=adapter,
@@ -80,7 +82,7 @@ def generate(
         offline=offline,
     )
     stream = mp.stream_note(
-        loaded, tokenizer, spoken, section=section or own_section, config=config, shorten=shorten
+        loaded, tokenizer, spoken, section=section, config=config, shorten=shorten
     )
     pieces = []
     for piece in stream:
@@ -107,7 +109,7 @@ def read_conversation(source: str, row: str | None) -> tuple[Conversation, str |
     """The conversation of a text file, a pipe or one row of a .jsonl, and that row's section.
 
     Raises:
-        UsageError: no such file or row, or a row of what has no rows.
+        UsageError: no such file or row, a folder, a closed pipe, or a row of what has no rows.
         DataError: not UTF-8, or without words.
     """
     path = Path(source)
@@ -115,9 +117,7 @@ def read_conversation(source: str, row: str | None) -> tuple[Conversation, str |
         return _row(path, row)
     if row is not None:
         raise UsageError(f"--row belongs to a .jsonl file; {source} is one conversation")
-    if source != "-" and not path.is_file():
-        raise UsageError(f"{path}: no such file. Give a text or .jsonl file, or - for a pipe.")
-    content = sys.stdin.buffer.read() if source == "-" else path.read_bytes()
+    content = _content(source)
     try:
         conversation = Conversation.from_text(content.decode("utf-8-sig"))
     except UnicodeDecodeError as exc:
@@ -127,6 +127,26 @@ def read_conversation(source: str, row: str | None) -> tuple[Conversation, str |
     if not conversation.turns:
         raise DataError(f"{source}: no words in it. Expected lines such as 'Doctor: How are you?'.")
     return conversation, None
+
+
+def _checked_section(section: str) -> str:
+    try:
+        prompt_parts(section)
+    except DataError as exc:
+        raise UsageError(f"--section: {exc}") from exc
+    return section
+
+
+def _content(source: str) -> bytes:
+    if source == "-":
+        if sys.stdin is None:
+            raise UsageError("-: standard input is closed. Give it a conversation, or name a file.")
+        return sys.stdin.buffer.read()
+    path = Path(source)
+    if not path.exists() or path.is_dir():
+        found = "a folder, not a file" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {found}. Give a text or .jsonl file, or - for a pipe.")
+    return path.read_bytes()
 
 
 def _row(path: Path, row: str | None) -> tuple[Conversation, str | None]:

@@ -26,6 +26,7 @@ from mlx_medphi.errors import MedPhiError
 __all__ = ["main", "run"]
 
 INTERRUPTED = 130
+STOPPED = "stopped from the keyboard"
 # Some versions of typer bring their own copy of click; the base classes tell which is in use.
 _ClickUsageError: Any = typer.BadParameter.__base__
 _ClickError: Any = _ClickUsageError.__base__
@@ -42,7 +43,7 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise _Stopped("stopped from the keyboard") from None
+            raise _Stopped(STOPPED) from None
 
 
 app = typer.Typer(
@@ -89,6 +90,7 @@ def medphi(
 def main(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; `--debug` in front lets errors through."""
     debug = "--debug" in arguments[:1]
+    _replace_closed_streams()
     try:
         code = app(args=list(arguments), prog_name="medphi", standalone_mode=False)
         sys.stdout.flush()
@@ -105,7 +107,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = fail(STOPPED, INTERRUPTED)
+    sys.exit(code)
+
+
+def _replace_closed_streams() -> None:
+    """What the caller closed is None here; what is written to it goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
 def _explain(exc: Exception) -> int:

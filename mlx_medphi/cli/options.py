@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import typer
 
+from mlx_medphi.errors import UsageError
+
 __all__ = [
     "AdapterOption",
     "DtypeOption",
@@ -69,7 +71,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 def quantization(bits: int | None, group_size: int) -> tuple[int, int] | None:
-    """What `load` calls `quantize`, from the two options."""
+    """What `load` calls `quantize`, from the two options.
+
+    Raises:
+        UsageError: other bits than the help offers.
+    """
+    if bits not in (None, 4, 8):
+        raise UsageError(f"--quantize is {bits}, expected 4 or 8")
     return None if bits is None else (bits, group_size)
 
 

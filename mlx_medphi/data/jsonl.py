@@ -44,11 +44,14 @@ def read(path: Path) -> list[Example]:
             continue
         try:
             row = json.loads(line)
+            _check_characters(line, row)
             example = example_from_row(row, f"{SOURCE}/{path.stem}/{number:06d}", path.stem)
             if example.id in seen:
                 raise _RowFault("its id occurs twice")
         except json.JSONDecodeError as exc:
             faults.add(f"line {number}", f"not JSON ({exc.msg} at character {exc.pos})")
+        except (ValueError, RecursionError):
+            faults.add(f"line {number}", "a number too long or lists too deep to be read")
         except (_RowFault, DataError) as exc:
             faults.add(f"line {number}", str(exc))
         else:
@@ -61,6 +64,18 @@ def read(path: Path) -> list[Example]:
     if not examples:
         raise DataError(f"{path}: no rows. Expected one JSON object per line.")
     return examples
+
+
+def _check_characters(line: str, row: Any) -> None:
+    """Refuse half of a surrogate pair, which JSON can write and no file in UTF-8 can hold."""
+    if "\\ud" in line.lower():
+        try:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as exc:
+            half = ord(exc.object[exc.start])
+            raise _RowFault(
+                f"holds \\u{half:04x}, half of a character; write the row again as UTF-8"
+            ) from exc
 
 
 def example_from_row(row: Any, fallback_id: str, stem: str) -> Example:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlx_medphi.data import aci_bench, jsonl, mts_dialog, primock57
 from mlx_medphi.data.examples import Example
-from mlx_medphi.data.reading import read_header
+from mlx_medphi.data.reading import describe_header, read_header
 from mlx_medphi.errors import DataError, UsageError, capped
 
 __all__ = ["load_examples"]
@@ -91,7 +91,8 @@ def _load_folder(folder: Path) -> list[Example]:
 
 def _csv_reader(path: Path) -> Callable[[Path], list[Example]] | None:
     """The reader for a csv; None for one that only accompanies a data set."""
-    header = set(read_header(path))
+    names = read_header(path)
+    header = set(names)
     if header >= set(aci_bench.COLUMNS):
         return aci_bench.read
     if any(header >= set(columns) for columns in _ACCOMPANYING):
@@ -104,7 +105,8 @@ def _csv_reader(path: Path) -> Callable[[Path], list[Example]] | None:
     columns, reader = max(forms, key=lambda form: len(header & set(form[0])))
     if len(header & set(columns)) < 2:
         raise DataError(
-            f"{path}: none of the known csv headers. Found {capped(header) or 'nothing'}; expected "
+            f"{path}: none of the known csv headers. Found "
+            f"{describe_header(names, (*mts_dialog.COLUMNS, *aci_bench.COLUMNS))}; expected "
             f"{', '.join(mts_dialog.COLUMNS)} or {', '.join(aci_bench.COLUMNS)}."
         )
     return reader

@@ -91,7 +91,8 @@ def _example(row: CsvRow, part: str, split: str | None) -> Example:
 
 
 def _padded(number: str) -> str:
-    return f"{int(number):04d}" if number.isascii() and number.isdigit() else number
+    digits = number.isascii() and number.isdigit()
+    return number.lstrip("0").zfill(4) if digits else number
 
 
 def _split_of(path: Path) -> str | None:

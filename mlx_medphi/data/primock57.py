@@ -75,9 +75,11 @@ def parse_textgrid(path: Path, speaker: str) -> list[Utterance]:
     if len(sizes) != 1:
         raise DataError(f"{path}: {len(sizes)} interval tiers, expected 1 per speaker's file.")
     found = _INTERVAL.findall(text)
-    if [int(number) for number, *_ in found] != list(range(1, int(sizes[0]) + 1)):
+    # As text: the file may declare any number, of any length.
+    counted = [str(number) for number in range(1, len(found) + 1)]
+    if [number for number, *_ in found] != counted or sizes[0] != str(len(found)):
         raise DataError(
-            f"{path}: {len(found)} whole intervals, expected {sizes[0]} (intervals: size). The "
+            f"{path}: {len(found)} whole intervals, expected {sizes[0]:.20} (intervals: size). The "
             "file is cut short or damaged: fetch it again."
         )
     utterances: list[Utterance] = []
@@ -158,15 +160,21 @@ def _read_note(path: Path, day: int, consultation: int) -> Note:
         content: Any = json.loads(read_text(path))
     except json.JSONDecodeError as exc:
         raise DataError(f"{path}: line {exc.lineno} is not JSON ({exc.msg}).") from exc
+    except (ValueError, RecursionError) as exc:
+        raise DataError(f"{path}: nested too deep, or a number in it is too long.") from exc
     if not isinstance(content, dict) or not isinstance(content.get("note"), str):
         raise DataError(f'{path}: no text under "note". Expected a JSON object with the note.')
     text = clean_text(content["note"])
     if not text:
         raise DataError(f"{path}: the note is empty. Write it or remove the consultation.")
-    found = content.get("day", day), content.get("consultation", consultation)
-    if found != (day, consultation):
+    named = {"day": day, "consultation": consultation}
+    found = {key: content.get(key, number) for key, number in named.items()}
+    # Not quoted: what is no number may be any text.
+    if odd := [key for key, value in found.items() if type(value) is not int]:
+        raise DataError(f"{path}: {' and '.join(odd)} is not a number. Correct or remove it.")
+    if found != named:
         raise DataError(
-            f"{path}: it says day {found[0]}, consultation {found[1]}; its name says day {day}, "
-            f"consultation {consultation}. Correct one of them."
+            f"{path}: it says day {found['day']}, consultation {found['consultation']}; its name "
+            f"says day {day}, consultation {consultation}. Correct one of them."
         )
     return Note(text)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_medphi.errors import DataError, UsageError
 
-__all__ = ["CsvRow", "Faults", "read_csv", "read_header", "read_text"]
+__all__ = ["CsvRow", "Faults", "describe_header", "read_csv", "read_header", "read_text"]
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -83,7 +84,8 @@ def read_header(path: Path) -> list[str]:
     """The column names of a csv file; empty for an empty file."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        return [name.strip() for name in next(reader, [])]
+        with _long_fields():
+            return [name.strip() for name in next(reader, [])]
     except csv.Error as exc:
         raise DataError(f"{path}: line {reader.line_num}: not csv ({exc}).") from exc
 
@@ -101,15 +103,16 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[CsvRow]:
     header: list[str] = []
     start = 1
     try:
-        header = [name.strip() for name in next(reader, [])]
-        _check_header(path, header, columns)
-        start = reader.line_num + 1
-        for record in reader:
-            if record and len(record) != len(header):
-                faults.add(f"line {start}", f"{len(record)} fields, expected {len(header)}")
-            elif record:
-                rows.append(CsvRow(start, dict(zip(header, record, strict=True))))
+        with _long_fields():
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header, columns)
             start = reader.line_num + 1
+            for record in reader:
+                if record and len(record) != len(header):
+                    faults.add(f"line {start}", f"{len(record)} fields, expected {len(header)}")
+                elif record:
+                    rows.append(CsvRow(start, dict(zip(header, record, strict=True))))
+                start = reader.line_num + 1
     except csv.Error as exc:
         raise DataError(
             f"{path}: the row that starts on line {start} is not csv ({exc}). Expected fields with "
@@ -122,14 +125,46 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[CsvRow]:
     return rows
 
 
+def describe_header(header: Sequence[str], known: Sequence[str]) -> str:
+    """What a header holds, in words that name known columns only.
+
+    The first line of a file without header is a conversation.
+    """
+    if not any(header):
+        return "nothing"
+    found = [name for name in dict.fromkeys(known) if name in header]
+    count = "1 column" if len(header) == 1 else f"{len(header)} columns"
+    return f"{count}, {', '.join(found) if found else 'none of them known'}" + (
+        " among them" if found and len(found) < len(header) else ""
+    )
+
+
 def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None:
     missing = [name for name in columns if name not in header]
     if missing:
-        found = ", ".join(header[:10]) or "nothing"
         raise DataError(
-            f"{path}: column {', '.join(missing)} missing. Found {found}; expected "
-            f"{', '.join(columns)}. Rename or add the column."
+            f"{path}: column {', '.join(missing)} missing. Found "
+            f"{describe_header(header, columns)}; expected {', '.join(columns)}. Rename or add the "
+            "column."
         )
-    twice = sorted({name for name in header if header.count(name) > 1})
+    places: dict[str, list[str]] = {}
+    for place, name in enumerate(header, start=1):
+        places.setdefault(name, []).append(str(place))
+    twice = [" and ".join(found) for found in places.values() if len(found) > 1]
     if twice:
-        raise DataError(f"{path}: column {', '.join(twice)} occurs twice. Remove one of them.")
+        raise DataError(
+            f"{path}: columns {', '.join(twice[:10])} have the same name. Remove or rename one."
+        )
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Lift the csv module's limit of 131,072 characters to a field, which is the whole process's.
+
+    A field cannot be longer than its file, which is in memory already.
+    """
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

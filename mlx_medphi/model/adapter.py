@@ -7,7 +7,8 @@ and the model stays as it was.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,13 @@ from mlx_medphi.model.adapter_formats import (
     layer_key,
     weights_hash,
 )
-from mlx_medphi.model.adapter_write import write_directory, write_file
+from mlx_medphi.model.adapter_write import (
+    check_directory,
+    check_file,
+    write_directory,
+    write_file,
+)
+from mlx_medphi.model.fingerprint import short_fingerprint
 from mlx_medphi.model.lora import LoRALinear, adapted_layers, projection, weight_shape, wrap
 from mlx_medphi.model.phi3 import Phi3ForCausalLM
 
@@ -105,7 +112,8 @@ def save_adapter(
     Args:
         model: a model with an adapter.
         path: a name ending in .safetensors makes one self-describing file; any other name makes a
-            directory that mlx-lm, mlx-swift-lm and PEFT load. An older adapter there is replaced.
+            directory that mlx-lm, mlx-swift-lm and PEFT load. An older adapter there is replaced;
+            anything else there is an error and stays.
         dtype: how the factors are stored; None means "float16" in a file (50 MB for rank 16 on all
             of Phi-3-mini; each factor is rounded by at most 0.05 %) and "float32" in a directory.
         training: facts to keep with it, as JSON values.
@@ -118,8 +126,8 @@ def save_adapter(
     adapter = adapter_of(model)
     if adapter is None:
         raise AdapterError(f"{path}: nothing to save, this model has no adapter; train one first")
-    origin = replace(adapter.origin, training=dict(training or {}))
-    _write(replace(adapter, origin=origin), path, dtype or default)
+    origin = changed(adapter.origin, training=dict(training or {}))
+    _write(changed(adapter, origin=origin), path, dtype or default, replace=True)
     return adapter_info(path)
 
 
@@ -183,6 +191,7 @@ def convert_adapter(
     *,
     dtype: str | None = None,
     model: Phi3ForCausalLM | None = None,
+    replace: bool = False,
 ) -> AdapterInfo:
     """Write an adapter in another form, with the same numbers.
 
@@ -191,14 +200,21 @@ def convert_adapter(
         target: a name ending in .safetensors makes the single file, any other the directory.
         dtype: how the factors are stored; None keeps the source's.
         model: the base; needed only for PEFT adapters that leave out a part of a fused projection.
+        replace: whether an older adapter at the target is replaced; anything else never is.
 
     Raises:
-        AdapterError: the source is damaged, or the target cannot be written.
+        AdapterError: the source is damaged, or the target exists or cannot be written.
     """
     source, target = Path(source), Path(target)
-    if source.exists() and target.exists() and source.samefile(target):
-        raise AdapterError(f"{target}: is the adapter to convert; choose another name")
-    _write(read_adapter(source, model), target, dtype)
+    if source.exists() and any(
+        place.exists() and source.samefile(place) for place in (target, target.parent)
+    ):
+        raise AdapterError(
+            f"{target}: is the adapter to convert, or a part of it; choose another name"
+        )
+    # Before anything is read: the source may be large.
+    (check_file if is_file_path(target) else check_directory)(target, replace=replace)
+    _write(read_adapter(source, model), target, dtype, replace)
     return adapter_info(target)
 
 
@@ -222,8 +238,8 @@ def adapter_of(model: Phi3ForCausalLM) -> Adapter | None:
     return Adapter(changes, scaling, len(model.model.layers), origin)
 
 
-def _write(adapter: Adapter, path: Path, dtype: str | None) -> None:
-    (write_file if is_file_path(path) else write_directory)(adapter, path, dtype)
+def _write(adapter: Adapter, path: Path, dtype: str | None, replace: bool) -> None:
+    (write_file if is_file_path(path) else write_directory)(adapter, path, dtype, replace=replace)
 
 
 def _misfits(adapter: Adapter, model: Phi3ForCausalLM) -> list[str]:
@@ -272,7 +288,9 @@ def _other_base(adapter: Adapter, model: Phi3ForCausalLM) -> list[str]:
     theirs, ours = adapter.origin.base_fingerprint, model.fingerprint
     if not theirs or not ours or theirs == ours:
         return []
-    problems = [f"base fingerprint: {theirs[:16]}…, this model has {ours[:16]}…"]
+    problems = [
+        f"base fingerprint: {short_fingerprint(theirs)}, this model has {short_fingerprint(ours)}"
+    ]
     quantization = model.config.quantization
     expected = None if quantization is None else quantization.to_mlx()
     found = adapter.origin.base_quantization

@@ -24,6 +24,7 @@ from mlx_medphi.model.adapter_formats import (
     CONFIG_NAME,
     FILE_FORMAT,
     FILE_VERSION,
+    LAYER_NUMBER,
     MLX_NAME,
     PEFT_NAME,
     SUFFIX,
@@ -36,6 +37,7 @@ from mlx_medphi.model.adapter_formats import (
     base_label,
     check_scaling,
     differences,
+    layer_index,
     layer_name,
     load_tensors,
     read_json,
@@ -43,12 +45,14 @@ from mlx_medphi.model.adapter_formats import (
     unknown_names,
     weights_hash,
 )
+from mlx_medphi.model.config import MAX_LAYERS
 from mlx_medphi.model.peft import read_peft
 
-__all__ = ["is_file_path", "read_adapter"]
+__all__ = ["is_file_path", "read_adapter", "recorded_base"]
 
 _TENSOR = re.compile(
-    rf"(model\.layers\.\d+\.(?:{'|'.join(map(re.escape, PROJECTIONS))}))\.(lora_a|lora_b|m)"
+    rf"(model\.layers\.{LAYER_NUMBER}\.(?:{'|'.join(map(re.escape, PROJECTIONS))}))"
+    r"\.(lora_a|lora_b|m)"
 )
 
 
@@ -92,6 +96,18 @@ def read_adapter(path: Path, model: nn.Module | None = None) -> Adapter:
     raise AdapterError(f"{config_path}: {expected}; save the adapter again")
 
 
+def recorded_base(path: Path) -> str | None:
+    """The fingerprint of the base that an adapter names; None when it does not say.
+
+    Raises:
+        AdapterError: its file is damaged.
+    """
+    file = path / MLX_NAME if path.is_dir() else path
+    if not file.is_file():
+        return None
+    return read_safetensors_header(file, AdapterError).metadata.get("base_fingerprint")
+
+
 def _read_file(path: Path) -> Adapter:
     tensors, metadata, problems = load_tensors(path)
     if metadata.get("format") != FILE_FORMAT:
@@ -115,7 +131,7 @@ def _described(
         )
         expected = {layer_name(index, key) for index in facts["layers"] for key in facts["keys"]}
         model_layers, version = int(facts["model_layers"]), int(facts["version"])
-    except (KeyError, TypeError, ValueError) as exc:
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as exc:
         raise AdapterError(f"{path}: its metadata is incomplete or malformed ({exc})") from exc
     if version > FILE_VERSION:
         raise AdapterError(
@@ -124,6 +140,8 @@ def _described(
         )
     check_scaling(scaling, problems)
     layers = {} if problems else _layers(path, tensors, scaling, problems)
+    if layers and not max(map(layer_index, layers)) < model_layers <= MAX_LAYERS:
+        problems.append(f"model_layers is {model_layers}, expected a number of blocks")
     if len(tensors) != facts["tensors"] or not set(layers) <= expected:
         problems.append(f"{len(tensors)} tensors, its metadata says {facts['tensors']}")
     if not problems and weights_hash(tensors) != metadata.get("weights_sha256"):

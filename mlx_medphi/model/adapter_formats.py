@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import mlx.core as mx
 
@@ -27,6 +27,7 @@ __all__ = [
     "CONFIG_NAME",
     "FILE_FORMAT",
     "FILE_VERSION",
+    "LAYER_NUMBER",
     "MLX_NAME",
     "PEFT_NAME",
     "SUFFIX",
@@ -39,6 +40,7 @@ __all__ = [
     "base_label",
     "check_scaling",
     "differences",
+    "is_number",
     "layer_index",
     "layer_key",
     "layer_name",
@@ -54,11 +56,13 @@ MLX_NAME = "adapters.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
 SUFFIX = ".safetensors"
 FILE_FORMAT, FILE_VERSION = "medphi-adapter", 1
+LAYER_NUMBER = r"(?:0|[1-9]\d{0,3})"
+"""A block's number in tensor names: below MAX_LAYERS, as lists of all blocks are made from it."""
 ADAPTER_DTYPES = ("F32", "F16", "BF16")
 
 Form = Literal["medphi file", "mlx-lm and PEFT directory", "mlx-lm directory", "PEFT directory"]
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(\w+\.\w+)")
+_LAYER = re.compile(rf"model\.layers\.({LAYER_NUMBER})\.(\w+\.\w+)")
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise AdapterError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise AdapterError(f"{path}: not valid JSON in UTF-8; write the adapter again") from exc
     if not isinstance(value, dict):
         raise AdapterError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -237,14 +241,17 @@ def check_scaling(scaling: Scaling, problems: list[str]) -> None:
     """Add what is impossible about rank, scale or dropout to `problems`."""
     if not isinstance(scaling.rank, int) or isinstance(scaling.rank, bool) or scaling.rank < 1:
         problems.append(f"rank is {scaling.rank!r}, expected a positive whole number")
-    if not _is_number(scaling.scale) or scaling.scale <= 0:
+    if not is_number(scaling.scale) or scaling.scale <= 0:
         problems.append(f"scale is {scaling.scale!r}, expected a positive number")
-    if not _is_number(scaling.dropout) or not 0 <= scaling.dropout <= 0.9:
+    if not is_number(scaling.dropout) or not 0 <= scaling.dropout <= 0.9:
         problems.append(f"dropout is {scaling.dropout!r}, expected a number between 0 and 0.9")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of a JSON file is a finite number that fits a float."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def assemble(

@@ -7,21 +7,25 @@ would be a different model. Written is the old form, which every Phi-3 loader re
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mlx_medphi.errors import CheckpointError
 
-__all__ = ["LongRoPE", "Phi3Config", "Quantization"]
+__all__ = ["MAX_LAYERS", "LongRoPE", "Phi3Config", "Quantization"]
 
 # `su` and `yarn` are the names the first 128k checkpoints used for what is now called longrope.
 LONGROPE_NAMES = ("longrope", "su", "yarn")
 PLAIN_NAMES = ("default",)
 ORIGINAL = "original_max_position_embeddings"
+
+MAX_LAYERS = 10_000
+"""Blocks that no Phi-3 has; lists of all blocks are made from numbers that a file gives."""
+# Extents beyond this are no arrays of MLX.
+MAX_WHOLE = 2**31 - 1
 
 # MLX's affine formats.
 BITS = (2, 3, 4, 5, 6, 8)
@@ -88,21 +92,6 @@ class Phi3Config:
     quantization: Quantization | None = None
 
     @classmethod
-    def from_file(cls, path: Path) -> Phi3Config:
-        """Read `config.json`.
-
-        Raises:
-            CheckpointError: missing or malformed file, or a model this library does not know.
-        """
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as exc:
-            raise CheckpointError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-        except ValueError as exc:
-            raise CheckpointError(f"{path}: not valid JSON") from exc
-        return cls.from_hf(raw, str(path))
-
-    @classmethod
     def from_hf(cls, raw: Mapping[str, Any], where: str = "config.json") -> Phi3Config:
         """Read the parsed `config.json`.
 
@@ -131,7 +120,8 @@ class Phi3Config:
         head_dim = read.whole("head_dim", hidden // heads)
         positions = read.whole("max_position_embeddings")
         rope = _rope_section(raw, where)
-        rotary_dim = int(head_dim * float(rope["partial_rotary_factor"]))
+        # Twice is as impossible as 1e308 times, and a whole number.
+        rotary_dim = int(head_dim * min(float(rope["partial_rotary_factor"]), 2.0))
         if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
             raise CheckpointError(
                 f"{where}: {rotary_dim} rotary dimensions of {head_dim} are not possible"
@@ -141,7 +131,7 @@ class Phi3Config:
             vocab_size=read.whole("vocab_size"),
             hidden_size=hidden,
             intermediate_size=read.whole("intermediate_size"),
-            num_hidden_layers=read.whole("num_hidden_layers"),
+            num_hidden_layers=read.whole("num_hidden_layers", most=MAX_LAYERS),
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
@@ -151,7 +141,7 @@ class Phi3Config:
             rotary_dim=rotary_dim,
             longrope=_longrope(raw, rope, rotary_dim, positions, where),
             sliding_window=None if window is None else read.whole("sliding_window"),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            tie_word_embeddings=read.flag("tie_word_embeddings"),
             quantization=_quantization(raw, where),
         )
 
@@ -212,21 +202,38 @@ class _Reader:
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
         self.raw, self.where = raw, where
 
-    def whole(self, name: str, default: int | None = None) -> int:
+    def whole(self, name: str, default: int | None = None, most: int = MAX_WHOLE) -> int:
         value = self.raw.get(name)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise CheckpointError(
-                f"{self.where}: {name} is {value!r}, expected a positive whole number"
+                f"{self.where}: {name} is {value!r:.40}, expected a positive whole number up to "
+                f"{most}"
             )
         return value
 
     def number(self, name: str, default: float) -> float:
         value = self.raw.get(name)
         value = default if value is None else value
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            raise CheckpointError(f"{self.where}: {name} is {value!r}, expected a positive number")
+        if not _is_positive(value):
+            raise CheckpointError(
+                f"{self.where}: {name} is {value!r:.40}, expected a positive number"
+            )
         return float(value)
+
+    def flag(self, name: str) -> bool:
+        """True or false; absent and null are false."""
+        value = self.raw.get(name)
+        if not isinstance(value, (bool, type(None))):
+            raise CheckpointError(f"{self.where}: {name} is {value!r:.40}, expected true or false")
+        return bool(value)
+
+
+def _is_positive(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number above 0 that fits a float; JSON's Infinity does not."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return 0 < value <= sys.float_info.max
 
 
 def _rope_section(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -259,7 +266,7 @@ def _longrope(
     factors: dict[str, tuple[float, ...]] = {}
     for name in ("short_factor", "long_factor"):
         value = rope.get(name)
-        good = isinstance(value, list) and all(isinstance(v, (int, float)) and v > 0 for v in value)
+        good = isinstance(value, list) and all(map(_is_positive, value))
         if not good or len(value or ()) != rotary_dim // 2:
             found = f"{len(value)} values" if isinstance(value, list) else repr(value)
             raise CheckpointError(
@@ -268,9 +275,9 @@ def _longrope(
         factors[name] = tuple(float(v) for v in value or ())
     # transformers prefers the top-level value (modeling_rope_utils, longrope).
     original = raw.get(ORIGINAL) or rope.get(ORIGINAL)
-    if not isinstance(original, int) or original < 2:
+    if not isinstance(original, int) or not 2 <= original <= MAX_WHOLE:
         raise CheckpointError(
-            f"{where}: {ORIGINAL} is {original!r}, longrope needs a whole number above 1"
+            f"{where}: {ORIGINAL} is {original!r:.40}, longrope needs a whole number above 1"
         )
     read = _Reader(rope, where)
     stretch = read.number("factor", positions / original)

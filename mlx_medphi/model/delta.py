@@ -16,10 +16,8 @@ import numpy.typing as npt
 from mlx_medphi.errors import AdapterError
 from mlx_medphi.model.adapter_files import read_adapter
 from mlx_medphi.model.adapter_formats import Adapter, LowRank
-from mlx_medphi.model.lora import adapted_layers, base_weight
-from mlx_medphi.model.phi3 import Phi3ForCausalLM
 
-__all__ = ["AdapterDiff", "LayerChange", "LayerDiff", "Tally", "adapter_diff", "weight_changes"]
+__all__ = ["AdapterDiff", "LayerChange", "LayerDiff", "Tally", "adapter_diff"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,13 @@ class Tally:
         self._both += _sum(change * kept)
         self._error += _sum(mx.square(stored - wanted))
 
+    def plus(self, other: Tally) -> Tally:
+        """The sums of both, under this one's name."""
+        both = Tally(self.name)
+        for part in ("_base", "_wanted", "_stored", "_both", "_error"):
+            setattr(both, part, getattr(self, part) + getattr(other, part))
+        return both
+
     def result(self) -> LayerChange:
         if self._wanted == 0:
             unchanged = self._stored == 0
@@ -104,20 +109,6 @@ class Tally:
 def _sum(array: mx.array) -> float:
     # By rows first: one float32 total over millions of values loses digits.
     return float(np.array(array.sum(axis=-1)).astype(np.float64).sum())
-
-
-def weight_changes(model: Phi3ForCausalLM) -> tuple[LayerChange, ...]:
-    """‖ΔW‖ / ‖W‖ of every adapted layer, LoRA and DoRA; `cosine`, `error` and `kept` are exact.
-
-    Args:
-        model: a model with an adapter; without one the result is empty.
-    """
-    changes = []
-    for name, layer in adapted_layers(model):
-        tally, fused = Tally(name), layer.fused_weight()
-        tally.add(base_weight(layer.linear), fused, fused)
-        changes.append(tally.result())
-    return tuple(changes)
 
 
 def adapter_diff(first: str | Path, second: str | Path) -> AdapterDiff:

@@ -34,6 +34,8 @@ Logits = npt.NDArray[np.float32]
 MAX_POSITIONS = 1024
 # Positions compared at a time, 16 MB of them in double precision.
 CHUNK = 64
+# So well bfloat16 stores a change of 0.4 % of the weights, 8 bits one of 1.2 %, 4 bits one of 20 %.
+MIN_COSINE = 0.9
 # Half a nat is 1.6 times as likely. Below that the first token changes with the last bit of a
 # bfloat16 logit, which says nothing about the weights.
 DECIDED = 0.5
@@ -45,8 +47,9 @@ class Limits:
 
     Attributes:
         kl: largest mean KL(adapted ‖ fused), nats.
-        noise: a KL up to this is the dtype's own rounding, however little the adapter changes.
-        lost: largest KL(adapted ‖ fused) above the noise, as a share of KL(adapted ‖ base).
+        noise: a KL up to this may be the rounding of the dtype that is computed in. Then the tokens
+            cannot tell what was lost, and the weights must have kept the change's direction.
+        lost: largest KL(adapted ‖ fused) as a share of KL(adapted ‖ base).
         decided: smallest share of decided positions with the same first token.
     """
 
@@ -88,13 +91,20 @@ class Fidelity:
         """KL(adapted ‖ fused) as a share of what the adapter changes; 0 when both are nothing."""
         return self.kl / self.adapter_kl if self.adapter_kl > 0 else float(self.kl > 0)
 
-    def misses(self, limits: Limits) -> list[str]:
-        """What is beyond its limit, in words; a figure that is no number is beyond every limit."""
+    def misses(self, limits: Limits, cosine: float) -> list[str]:
+        """What is beyond its limit, in words; a figure that is no number is beyond every limit.
+
+        Args:
+            limits: what to keep to.
+            cosine: between the wanted change of all weights and the stored one.
+        """
+        unheard = self.kl <= limits.noise and cosine >= MIN_COSINE
         checks = (
             (self.kl <= limits.kl, f"KL {self.kl:.2g} (at most {limits.kl:g})"),
             (
-                self.kl <= limits.noise or self.lost <= limits.lost,
-                f"{self.lost:.1%} of the training lost (at most {limits.lost:.0%})",
+                unheard or self.lost <= limits.lost,
+                f"{self.lost:.1%} of the training lost (at most {limits.lost:.0%}), the change "
+                f"stored with cosine {cosine:.2f} (at least {MIN_COSINE})",
             ),
             (
                 self.decided >= limits.decided,

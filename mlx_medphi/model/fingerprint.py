@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +26,10 @@ from typing import Any, BinaryIO
 from mlx_medphi.errors import CheckpointError
 from mlx_medphi.model.weights import Checkpoint, StoredTensor, open_checkpoint
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "quantized_as", "short_fingerprint"]
+
+# What a quantisation on loading adds.
+_SUFFIX = re.compile(r"-q(\d{1,2})g(\d{1,4})")
 
 WHOLE_BYTES = 64 * 1024
 SAMPLES, SAMPLE_BYTES = 16, 4096
@@ -63,6 +67,18 @@ def fingerprint(base: Checkpoint | Path, quantize: tuple[int, int] | None = None
             handle.close()
     suffix = f"-q{quantize[0]}g{quantize[1]}" if quantize else ""
     return digest.hexdigest() + suffix
+
+
+def quantized_as(found: str, base: str) -> tuple[int, int] | None:
+    """(bits, group size) when `found` is the base `base` quantised on loading; else None."""
+    suffix = _SUFFIX.fullmatch(found.removeprefix(base)) if found.startswith(base) else None
+    return None if suffix is None else (int(suffix[1]), int(suffix[2]))
+
+
+def short_fingerprint(text: str) -> str:
+    """For messages: the first sixteen digits, and how the base was quantised on loading."""
+    digits, dash, suffix = text.partition("-")
+    return f"{digits[:16]}…{dash}{suffix[:16]}"
 
 
 def _samples(handle: BinaryIO, tensor: StoredTensor) -> list[bytes]:

@@ -25,9 +25,18 @@ SPARE_BYTES = 16 * 1024 * 1024
 
 
 def check_request(
-    checkpoint: Checkpoint, precision: Precision, token_rows: Sequence[Sequence[int]]
+    checkpoint: Checkpoint,
+    precision: Precision,
+    token_rows: Sequence[Sequence[int]],
+    on_load: bool,
 ) -> None:
     """Refuse what cannot give a faithful model, before any weight is read.
+
+    Args:
+        checkpoint: the base, seen as quantised where the adapter asks for that.
+        precision: what was asked for.
+        token_rows: token ids of the text for the comparison.
+        on_load: whether the base is quantised on loading only.
 
     Raises:
         FuseError: an unknown precision, one that does not go with this base, or unusable tokens.
@@ -46,7 +55,8 @@ def check_request(
             "use precision='same', which keeps its size"
         )
     if precision == "same" and quantized:
-        raise FuseError(_why_not_the_same_grid(checkpoint.path, min(bits for bits, _ in quantized)))
+        bits = min(bits for bits, _ in quantized)
+        raise FuseError(_why_not_the_same_grid(checkpoint.path, bits, on_load))
     ids = [token for row in token_rows for token in row]
     size = checkpoint.config.vocab_size
     if not ids or min(ids) < 0 or max(ids) >= size:
@@ -56,9 +66,10 @@ def check_request(
         )
 
 
-def _why_not_the_same_grid(path: Path, bits: int) -> str:
+def _why_not_the_same_grid(path: Path, bits: int, on_load: bool) -> str:
+    how = "for this adapter it is quantised on loading" if on_load else "is quantised"
     return (
-        f"{path}: is quantised to {bits} bits, and a fuse into the same grid would lose the "
+        f"{path}: {how} to {bits} bits, and a fuse into the same grid would lose the "
         "training: a change of 0.5 % to 2 % of the weights is smaller than the grid's steps, and "
         "4-bit rounding keeps 4 % to 8 % of its direction (cosine). Keep the adapter beside the "
         "base (the default, nothing is lost), or choose precision='8bit' for the changed layers "

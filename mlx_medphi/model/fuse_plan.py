@@ -100,8 +100,10 @@ def plan_files(source: Source, precision: Precision) -> dict[str, list[Piece]]:
             if layer in quantized and _is_remade(source, layer, precision):
                 # Codes, scales and biases are made together, where the codes stand.
                 if part == "weight":
-                    make = _eight_bits if precision == "8bit" else _plain
-                    pieces.append(make(source, layer, "F16"))
+                    lifted = precision == "8bit"
+                    pieces.append(
+                        _eight_bits(source, layer) if lifted else _plain(source, layer, "F16")
+                    )
             elif layer in source.changes and part == "weight":
                 pieces.append(_plain(source, layer, _stored_dtype(info.dtype, precision)))
             elif precision == "float16" and info.dtype != "F16" and name in source.used:
@@ -164,7 +166,7 @@ def _plain(source: Source, layer: str, dtype: str) -> Piece:
     return Piece((TensorSpec(name, dtype, shape),), chunks)
 
 
-def _eight_bits(source: Source, layer: str, _dtype: str) -> Piece:
+def _eight_bits(source: Source, layer: str) -> Piece:
     """A changed layer in 8 bits with the group size and the scales' dtype of the base."""
     group = source.checkpoint.quantized_layers[layer][1]
     outputs, inputs = source.shape(layer)

@@ -32,12 +32,18 @@ TOKENIZER_FILES = (
 OTHER_FILES = (CONFIG_NAME, "*.py", "LICENSE*", "NOTICE*")
 # transformers refuses files without a format it knows, and knows "pt" in all versions.
 METADATA = {"format": "pt"}
-# Room in a single file's header for the figures that are known only after it is written.
-HEADER_SPARE = 8192
+# Room in a single file's header for the digits of the figures that are known only after it is
+# written: eleven numbers, beside those that stand for them until then.
+HEADER_SPARE = 512
 
 
 def write_checkpoint(
-    source: Source, files: Files, precision: Precision, target: Path, progress: Progress | None
+    source: Source,
+    files: Files,
+    precision: Precision,
+    target: Path,
+    progress: Progress | None,
+    draft: Mapping[str, Any],
 ) -> None:
     """Write weights, config and companions.
 
@@ -47,6 +53,7 @@ def write_checkpoint(
         precision: what the plan was made for.
         target: an empty directory, or the place of a single file.
         progress: called with the bytes written so far and in all.
+        draft: the report as far as it is known; a single file's header gets room for it.
 
     Raises:
         OSError: the disk is full or cannot be written.
@@ -56,7 +63,8 @@ def write_checkpoint(
     watch = _Watch(files, progress)
     if not target.is_dir():
         specs = _specs(files)
-        size = len(header_bytes(specs, _metadata(source, config, {}))) + HEADER_SPARE
+        known = _metadata(source, config, _short(draft))
+        size = len(header_bytes(specs, known)) + HEADER_SPARE
         text = header_bytes(specs, _metadata(source, config, {}), size)
         write_pieces(target, text, watch.over(p for pieces in files.values() for p in pieces))
         return
@@ -89,13 +97,18 @@ def describe(source: Source, files: Files, target: Path, report: Mapping[str, An
         write_json(target / REPORT_NAME, report)
         return
     header = read_safetensors_header(target)
-    # The text that was written with the weights; layers by name would not fit.
-    short = {key: value for key, value in report.items() if key != "layers"}
+    # The text that was written with the weights.
     config = header.metadata[CONFIG_KEY].encode("utf-8")
-    text = header_bytes(_specs(files), _metadata(source, config, short), header.data_start)
+    facts = _metadata(source, config, _short(report))
+    text = header_bytes(_specs(files), facts, header.data_start)
     assert len(text) == header.data_start, (len(text), header.data_start)
     with target.open("r+b") as handle:
         handle.write(text)
+
+
+def _short(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without the figures of single layers, of which there are hundreds."""
+    return {key: value for key, value in report.items() if key != "layers"}
 
 
 def _config_text(source: Source, precision: Precision) -> bytes:

@@ -83,7 +83,7 @@ def stream_note(
     if config.max_tokens >= context:
         raise GenerationError(
             f"max_tokens is {config.max_tokens}, the model's context holds {context} tokens for "
-            "conversation and note together; ask for a shorter note"
+            "conversation and note together; lower max_tokens (--max-tokens)"
         )
     prompt = encode_prompt(tokenizer, conversation, section, context, config.max_tokens)
     if prompt.left_out_turns or prompt.left_out_words:
@@ -96,7 +96,7 @@ def stream_note(
         if not shorten:
             raise GenerationError(
                 f"the conversation does not fit {limits}: {lost} would have to be left out; allow "
-                "that, ask for a shorter note, or use a model with a longer context"
+                "that, lower max_tokens (--max-tokens), or use a model with a longer context"
             )
         logger.warning("the conversation does not fit %s: %s are left out", limits, lost)
     return NoteStream(model, tokenizer, prompt, config)

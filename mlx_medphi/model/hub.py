@@ -16,9 +16,14 @@ __all__ = ["resolve_model"]
 # owner/name as the hub allows them.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Weights, configuration and tokenizer; no pickles and no code.
-WANTED = ["*.safetensors", "*.json"]
+WANTED = ["*.safetensors", "*.json", "*.jinja"]
 # Exports for other programs lie in folders.
 UNWANTED = ["*/*", "consolidated*.safetensors"]
+# Folders that people keep models in; `runs/typo` is no model of somebody called runs.
+LOCAL_NAMES = (
+    "adapter", "adapters", "checkpoints", "data", "fused", "model", "models", "out", "output",
+    "outputs", "runs", "tmp",
+)  # fmt: skip
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 
 
@@ -33,7 +38,7 @@ def resolve_model(
         offline: use what was fetched before and no network, as `HF_HUB_OFFLINE=1` does.
 
     Raises:
-        CheckpointError: neither an existing path nor a hub id.
+        CheckpointError: neither an existing path nor a hub id, or a path with a mistake in it.
         HubError: the hub does not have it, cannot be reached, or was not to be asked.
     """
     path = Path(path_or_repo).expanduser()
@@ -43,7 +48,15 @@ def resolve_model(
         return path
     if isinstance(path_or_repo, Path) or not _is_hub_id(path_or_repo):
         raise CheckpointError(
-            f"{path_or_repo}: no such file or directory, and not a hub id of the form owner/name"
+            f"{path_or_repo}: no such file or directory, and not a hub id of the form OWNER/NAME"
+        )
+    owner = path_or_repo.partition("/")[0]
+    if Path(owner).is_dir() or owner.lower() in LOCAL_NAMES:
+        where = "is a folder here" if Path(owner).is_dir() else "is a usual name of a local folder"
+        raise CheckpointError(
+            f"{path_or_repo}: no such file or directory; {owner} {where}, so this is not taken for "
+            "a hub id OWNER/NAME and was not sent to the hub; check the path"
+            + (", or fetch the id from another folder" if Path(owner).is_dir() else "")
         )
     return _fetch(path_or_repo, revision, offline)
 

@@ -21,6 +21,7 @@ from mlx_medphi.config import PROJECTIONS
 from mlx_medphi.errors import AdapterError
 from mlx_medphi.model.adapter_formats import (
     CONFIG_NAME,
+    LAYER_NUMBER,
     PEFT_NAME,
     Adapter,
     LowRank,
@@ -30,6 +31,7 @@ from mlx_medphi.model.adapter_formats import (
     base_label,
     check_scaling,
     differences,
+    is_number,
     layer_index,
     load_tensors,
     uneven_layers,
@@ -64,7 +66,7 @@ ONLY: Mapping[str, tuple[object, ...]] = {
 }
 
 _TENSOR = re.compile(
-    rf"{re.escape(PREFIX)}(model\.layers\.\d+\."
+    rf"{re.escape(PREFIX)}(model\.layers\.{LAYER_NUMBER}\."
     rf"(?:{'|'.join(map(re.escape, (*PROJECTIONS, *SEPARATE)))}))\."
     rf"({'|'.join(map(re.escape, PARTS))})"
 )
@@ -94,6 +96,19 @@ class _Settings:
 
     def rank_of(self, name: str) -> int:
         return int(_of_pattern(self.ranks, name, self.r))
+
+
+# What PEFT's patterns may be here: names with a few wildcards. Any other regular expression from a
+# file could take forever to match.
+_PATTERN = re.compile(r"\^?(?:(?:[\w.]|\\[.d])[*+]?)+\$?", re.ASCII)
+MAX_PATTERN, MAX_REPEATS = 200, 2
+
+
+def _is_pattern(text: str) -> bool:
+    repeats = text.count("*") + text.count("+")
+    return (
+        len(text) <= MAX_PATTERN and repeats <= MAX_REPEATS and _PATTERN.fullmatch(text) is not None
+    )
 
 
 def _of_pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
@@ -152,10 +167,23 @@ def _settings(where: Path, config: Mapping[str, Any]) -> _Settings:
             patterns[name] = {}
     numbers = {"lora_alpha": config.get("lora_alpha"), "r": config.get("r")}
     for name, pattern in patterns.items():
+        problems += [
+            f"{name} {key[:60]!r} is no name or pattern that is read here: letters, digits, _ and "
+            f"., with at most {MAX_REPEATS} of * and +"
+            for key in pattern
+            if not _is_pattern(key)
+        ]
         numbers |= {f"{name} {key}": value for key, value in pattern.items()}
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            problems.append(f"{name} is {value!r}, expected a positive number")
+        whole = name == "r" or name.startswith("rank_pattern")
+        if not is_number(value) or value <= 0 or (whole and not isinstance(value, int)):
+            kind = "positive whole" if whole else "positive"
+            problems.append(f"{name[:80]} is {value!r:.40}, expected a {kind} number")
+    problems += [
+        f"{name} is {config[name]!r:.40}, expected true or false"
+        for name in ("use_rslora", "use_dora")
+        if not isinstance(config.get(name) or False, bool)
+    ]
     dropout = config.get("lora_dropout") or 0.0
     if not problems:
         check_scaling(Scaling(config["r"], config["lora_alpha"], False, dropout), problems)

@@ -114,7 +114,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise CheckpointError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise CheckpointError(f"{path}: not valid JSON in UTF-8") from exc
 
 
@@ -127,7 +127,7 @@ def _embedded_config(path: Path, header: SafetensorsHeader) -> Any:
         )
     try:
         return json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise CheckpointError(f"{path}: metadata {CONFIG_KEY!r} is not valid JSON") from exc
 
 
@@ -202,6 +202,13 @@ def _is_used(name: str, config: Phi3Config) -> bool:
 
 
 def _check(path: Path, config: Phi3Config, stored: Mapping[str, StoredTensor]) -> None:
+    # A number alone must not decide how long the list of expected tensors is.
+    if config.num_hidden_layers > len(stored):
+        raise CheckpointError(
+            f"{path} does not fit its config.json: num_hidden_layers is "
+            f"{config.num_hidden_layers}, the weights are {len(stored)} tensors; a block alone has "
+            "six"
+        )
     expected = expected_tensors(config, {name: tensor.info for name, tensor in stored.items()})
     problems = [
         f"{name}: missing, expected {form}" for name, form in expected.items() if name not in stored

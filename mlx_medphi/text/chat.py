@@ -116,6 +116,8 @@ def encode_example(tokenizer: Tokenizer, example: Example, max_length: int) -> E
         else:
             at, body = _longest_user_message(tokenizer, messages)
         encoded, short = _fit(tokenizer, messages, at, body, max_length)
+    except _NoRoom as exc:
+        raise DataError(f"{example.id}: {exc} Allow more tokens, or leave the row out.") from exc
     except DataError as exc:
         raise DataError(f"{example.id}: {exc}") from exc
     return EncodedExample(
@@ -159,11 +161,18 @@ def encode_prompt(
         body = _conversation_body(conversation, section)
         messages = (Message("user", body.content),)
         encoded, short = _fit(tokenizer, messages, 0, body, max_length - reserve, generation=True)
-    except DataError as exc:
+    except _NoRoom as exc:
         raise GenerationError(
-            f"{exc} The limit is {max_length} tokens less {reserve} for the note."
+            f"{exc} The limit is {max_length} tokens less {reserve} for the note: lower max_tokens "
+            "(--max-tokens), or give a shorter conversation."
         ) from exc
+    except DataError as exc:
+        raise GenerationError(str(exc)) from exc
     return EncodedPrompt(encoded.ids, short.left_out_turns, short.left_out_words)
+
+
+class _NoRoom(DataError):
+    """Too long even without the conversation; what to do about it is for the caller to say."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +232,9 @@ def _fit(
     beside = len(encoded.ids) - count("\n".join(body.turns))
     short = shorten(body.turns, body.noun, count, limit - beside)
     if short is None:
-        raise DataError(
+        raise _NoRoom(
             f"{len(encoded.ids)} tokens where {limit} are allowed, and what may not be cut takes "
-            f"{beside + count('')}. Allow more tokens, or leave the row out."
+            f"{beside + count('')}."
         )
     cut = (*messages[:at], Message("user", body.around(short.text)), *messages[at + 1 :])
     return encode_chat(tokenizer, cut, generation), short

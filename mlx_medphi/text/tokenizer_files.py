@@ -65,6 +65,10 @@ def _pipelines(path: Path) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
     model, tokens = spec.get("model"), spec.get("added_tokens")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not tokens:
         raise _damaged(path, "no vocabulary or no added_tokens")
+    if not isinstance(tokens, list) or not all(
+        isinstance(token, dict) and isinstance(token.get("content"), str) for token in tokens
+    ):
+        raise _damaged(path, "added_tokens is not a list of objects with content")
     added = {token["content"] for token in tokens}
     # Without its entry a token cannot come out of merges, fallbacks or whole-word look-ups.
     vocab = {text: number for text, number in model["vocab"].items() if text not in added}
@@ -87,10 +91,12 @@ def _pipelines(path: Path) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
 
 def _chat_template(paths: Mapping[str, Path], config: Mapping[str, Any], where: Path) -> str:
     if _TEMPLATE in paths:
-        return paths[_TEMPLATE].read_text(encoding="utf-8")
+        return _read_text(paths[_TEMPLATE])
     source = config.get("chat_template")
     if isinstance(source, list):  # several named templates
-        source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
+        named = [entry for entry in source if isinstance(entry, dict)]
+        found = [entry.get("template") for entry in named if entry.get("name") == "default"]
+        source = found[-1] if found else None
     if not isinstance(source, str):
         raise TokenizerError(
             f"{where}: no chat_template, and no {_TEMPLATE} beside it. Expected the template of an "
@@ -111,13 +117,27 @@ def _generation_stops(path: Path | None, pipeline: tokenizers.Tokenizer) -> tupl
         return ()
     found = _read_json(path).get("eos_token_id")
     stops = found if isinstance(found, list) else [] if found is None else [found]
-    wrong = [stop for stop in stops if type(stop) is not int or pipeline.id_to_token(stop) is None]
+    wrong = [stop for stop in stops if not _is_id(stop, pipeline)]
     if wrong:
         raise TokenizerError(
             f"{path}: eos_token_id holds {wrong[0]!r}, which is no id of {_TOKENIZER}. Expected "
             "one id or a list of ids; take both files from the same checkpoint."
         )
     return tuple(stops)
+
+
+def _is_id(value: object, pipeline: tokenizers.Tokenizer) -> bool:
+    # The library takes 32 bits without a sign and raises an error of its own for more.
+    return type(value) is int and 0 <= value < 2**32 and pipeline.id_to_token(value) is not None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise TokenizerError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+    except UnicodeDecodeError as exc:
+        raise _damaged(path, f"byte {exc.start} is not UTF-8") from exc
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -127,8 +147,8 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{_CONFIG}; copy both from the base model."
         )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as exc:  # not UTF-8, or not JSON
+        value = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as exc:
         raise _damaged(path, str(exc)) from exc
     if not isinstance(value, dict):
         raise _damaged(path, "not a JSON object")

@@ -106,6 +106,20 @@ def test_stats_reads_published_files_too(run: Any, csv: Path) -> None:
     assert "all " in run("data", "stats", csv).out
 
 
+@pytest.mark.parametrize(
+    "line",
+    [["prepare", "--out", "none", "--seed", -1], ["stats", "--max-length", 0]],
+    ids=["seed", "max length"],
+)
+def test_a_number_that_is_none_is_wrong_usage(
+    run: Any, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: list[Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("data", *line, csv)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert line[-2] in done.err and not (tmp_path / "none").exists()
+
+
 def test_stats_of_nothing_says_so(run: Any, tmp_path: Path) -> None:
     done = run("data", "stats", tmp_path / "none")
     assert done.code == 2 and "no such file or folder" in done.err

@@ -74,6 +74,52 @@ def test_an_existing_output_needs_to_be_told_to_replace(
     assert run(*line, "--replace").code == 0
 
 
+@pytest.mark.parametrize("precision", ["float16", "8bit"])
+def test_an_adapter_trained_with_quantize_is_fused_into_the_same_numbers(
+    run: Any, model: Path, prepared: Path, tmp_path: Path, precision: str
+) -> None:
+    line = ["train", "--model", model, "--data", prepared, "--out", tmp_path / "run"]
+    small = ["--rank", 4, "--learning-rate", 0.05, "--batch-size", 1, "--max-length", 1024]
+    assert run(*line, *small, "--iters", 2, "--quantize", 4, "--group-size", 32).code == 0
+    line = ["fuse", "--model", model, "--adapter", tmp_path / "run" / "adapter"]
+    done = run(*line, "--out", tmp_path / "fused", "--precision", precision)
+    assert done.code == 0, done.err
+    assert "base: quantised to 4 bits in groups of 32, as for the adapter" in done.out
+    mp.load(tmp_path / "fused")
+    done = run(*line, "--out", tmp_path / "same")
+    assert done.code == 1 and "it is quantised on loading to 4 bits" in done.err
+
+
+def test_a_hub_id_is_resolved_once_at_its_revision(
+    run: Any, model: Path, prepared: Path, trained: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked: list[Any] = []
+
+    def fetch(*given: Any) -> Path:
+        asked.append(given)
+        return model
+
+    monkeypatch.setattr("mlx_medphi.model.hub._fetch", fetch)
+    hub = ["--model", "clinic/phi", "--revision", "v1", "--offline"]
+    line = ["fuse", *hub, "--adapter", trained / "adapter", "--out", tmp_path / "fused"]
+    done = run(*line, "--data", prepared)
+    assert done.code == 0, done.err
+    line = ["adapter", "convert", trained / "adapter", tmp_path / "b.safetensors"]
+    assert run(*line, *hub).code == 0
+    assert asked == [("clinic/phi", "v1", True)] * 2
+    done = run("adapter", "convert", trained / "adapter", tmp_path / "c", "--offline")
+    assert done.code == 2 and "belong to the hub id of --model" in done.err
+
+
+def test_a_conversion_replaces_only_when_told(run: Any, trained: Path, tmp_path: Path) -> None:
+    line = ["adapter", "convert", trained / "adapter", tmp_path / "b.safetensors"]
+    assert run(*line).code == 0
+    done = run(*line)
+    assert done.code == 1 and "holds an adapter already" in done.err
+    assert run(*line, "--replace").code == 0
+
+
 def test_inspect_says_what_is_stored(run: Any, trained: Path) -> None:
     done = run("adapter", "inspect", trained / "medical_changes.safetensors")
     assert "lora, rank 4, scale 2" in done.out

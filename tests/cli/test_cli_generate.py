@@ -91,6 +91,31 @@ def test_a_bad_conversation_is_one_line(
     assert "visit.txt" in done.err and expected in done.err
 
 
+def test_a_folder_is_not_called_missing(run: Any, model: Path, tmp_path: Path) -> None:
+    done = run("generate", "--model", model, "--conversation", tmp_path)
+    assert done.code == 2 and f"{tmp_path}: a folder, not a file" in done.err
+
+
+@pytest.mark.parametrize("section", ["", " ", " GENHX", "A\nB"])
+def test_a_section_without_a_name_is_wrong_usage(
+    run: Any, model: Path, visit: Path, section: str
+) -> None:
+    line = ["generate", "--model", model, "--conversation", visit, "--section", section]
+    done = run(*line, *SHORT)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "--section" in done.err and "limit" not in done.err
+
+
+def test_no_room_for_the_conversation_says_what_to_lower(
+    run: Any, model: Path, visit: Path
+) -> None:
+    done = run("generate", "--model", model, "--conversation", visit, "--max-tokens", 4090)
+    assert done.code == 1 and "lower max_tokens (--max-tokens)" in done.err
+    assert "row" not in done.err
+    done = run("generate", "--model", model, "--conversation", visit, "--max-tokens", 5000)
+    assert done.code == 1 and "lower max_tokens (--max-tokens)" in done.err
+
+
 def test_a_row_of_a_text_file_is_wrong_usage(run: Any, model: Path, visit: Path) -> None:
     done = run("generate", "--model", model, "--conversation", visit, "--row", 1)
     assert done.code == 2 and "--row" in done.err

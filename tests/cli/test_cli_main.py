@@ -13,6 +13,7 @@ from typer.main import get_command
 
 import mlx_medphi as mp
 from mlx_medphi.cli import check as check_verb
+from mlx_medphi.cli import main as main_module
 from mlx_medphi.cli.main import app, main
 
 
@@ -154,6 +155,57 @@ def test_the_module_is_the_command() -> None:
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no-such-verb" in done.stderr and "Traceback" not in done.stderr
+
+
+INTERRUPTED_START = """
+import runpy, sys
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlx_medphi.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+runpy.run_module("mlx_medphi", run_name="__main__")
+"""
+
+
+def test_the_keyboard_stops_the_start_with_one_line() -> None:
+    line = [sys.executable, "-c", INTERRUPTED_START]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "error: stopped from the keyboard\n")
+
+
+def test_the_keyboard_stops_the_script_outside_a_verb_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(arguments: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module, "main", stopped)
+    with pytest.raises(SystemExit) as caught:
+        main_module.run()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "error: stopped from the keyboard\n"
+
+
+def in_shell(redirect: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "mlx_medphi", *map(str, arguments)]
+    shell = ["sh", "-c", f'exec "$@" {redirect}', "sh", *line]
+    return subprocess.run(shell, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+def test_closed_streams_change_no_exit_code(prepared: Path, tmp_path: Path) -> None:
+    done = in_shell(">&-", "data", "stats", prepared)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert in_shell(">&- 2>&-", "data", "stats", prepared).returncode == 0
+    assert in_shell("2>&-", "data", "stats", tmp_path / "none").returncode == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+def test_a_closed_pipe_is_wrong_usage(model: Path) -> None:
+    done = in_shell("<&-", "generate", "--model", model, "--conversation", "-")
+    assert done.returncode == 2 and "standard input is closed" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_medphi.cli.options import field_help
+from mlx_medphi.cli.options import field_help, quantization
 from mlx_medphi.cli.train import settings
 from mlx_medphi.config import GenerateConfig, LoRAConfig, TrainConfig
 from mlx_medphi.errors import ConfigError, UsageError
@@ -68,6 +68,12 @@ def test_an_impossible_option_is_refused_before_anything_is_read(
     assert done.code == 2 and done.err.count("\n") == 1
     assert expected in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_only_the_bits_that_help_offers_are_taken() -> None:
+    assert [quantization(bits, 32) for bits in (None, 4, 8)] == [None, (4, 32), (8, 32)]
+    with pytest.raises(UsageError, match="--quantize is 3, expected 4 or 8"):
+        quantization(3, 64)
 
 
 def test_flags_without_a_value_can_be_turned_off(run: Any, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_quantised_base_can_be_trained_on(
         ("--model", "none", "none: no such file or directory"),
         ("--config", "none.yaml", "none.yaml: cannot be read"),
         ("--keys", "self_attn.q_proj", "self_attn.q_proj"),
-        ("--quantize", "7", "7 bits"),
+        ("--quantize", "7", "--quantize is 7, expected 4 or 8"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

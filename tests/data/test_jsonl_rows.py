@@ -143,3 +143,27 @@ def test_mlx_lm_reads_the_rows_as_chats(example) -> None:
     found = datasets.create_dataset(rows, tokenizer=None, config=object())
     assert type(found).__name__ == "ChatDataset"
     assert [m["role"] for m in found[0]["messages"]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (r'{"prompt": "He is ill \ud83d", "completion": "Ill."}', r"holds \\ud83d, half of"),
+        (r'{"prompt": "He is ill", "completion": "Ill.\uDC00"}', r"holds \\udc00, half of"),
+        (r'{"prompt": "He is ill", "completion": "Ill.", "\uD800": 1}', r"holds \\ud800, half of"),
+        ('{"prompt": ' + "[" * 100_000, "too deep"),
+        ('{"prompt": ' + "1" * 5000 + "}", "too long"),
+    ],
+    ids=["prompt", "completion", "key", "deep", "long"],
+)
+def test_a_row_that_no_file_could_hold_is_named_without_its_text(
+    tmp_path: Path, row: str, expected: str
+) -> None:
+    file = tmp_path / "train.jsonl"
+    good = r'{"prompt": "A smile \ud83d\ude42", "completion": "Fine."}'
+    file.write_text(f"{good}\n{row}\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=rf"train.jsonl: 1 fault.*\n  line 2: .*{expected}"
+    ) as caught:
+        jsonl.read(file)
+    assert "ill" not in str(caught.value).lower()

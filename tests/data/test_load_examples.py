@@ -77,7 +77,7 @@ def test_different_rows_with_one_id_are_refused(tmp_path: Path) -> None:
     [
         (MTS.replace("dialogue", "dialog"), "column dialogue missing"),
         (ACI.replace("note\n", "notes\n"), "column note missing"),
-        ("a,b\n1,2\n", "none of the known csv headers. Found a, b"),
+        ("a,b\n1,2\n", "none of the known csv headers. Found 2 columns, none of them known"),
         ("", "none of the known csv headers. Found nothing"),
         (SCORES, "holds no conversations"),
     ],
@@ -120,3 +120,11 @@ def test_the_published_folders(shared_data: Path) -> None:
     found = load_examples([shared_data / name for name in ("mts-dialog", "primock57", "aci-bench")])
     assert len(found) == 1501 + 45 + 87
     assert len({example.id for example in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "."])
+def test_patient_text_in_place_of_a_header_is_not_quoted(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, x_csv='1,GENHX,"Mr Smith coughs","Doctor: Hello Mr Smith"\n' * 3)
+    with pytest.raises(DataError, match="Found 4 columns, none of them known") as caught:
+        load_examples(tmp_path / name)
+    assert "Smith" not in str(caught.value)

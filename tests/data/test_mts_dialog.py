@@ -51,6 +51,16 @@ def test_a_file_of_ones_own_has_no_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "padded"),
+    [("0", "0000"), ("7", "0007"), ("00012", "0012"), ("12345", "12345"), ("9" * 5000, "9" * 5000)],
+    ids=["zero", "short", "padded already", "long", "longer than int() reads"],
+)
+def test_a_number_is_padded_to_four_digits(tmp_path: Path, number: str, padded: str) -> None:
+    (found,) = mts_dialog.read(write(tmp_path, f'{number},CC,Cough.,"Doctor: Hi."\r\n'))
+    assert found.id == f"mts-dialog/train/{padded}"
+
+
+@pytest.mark.parametrize(
     ("dialogue", "turns"),
     [
         ("Guest_family. Hello.", [("Guest_family", "Hello.")]),

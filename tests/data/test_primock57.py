@@ -104,6 +104,15 @@ def test_a_cut_file_is_named_with_what_it_declares(tmp_path: Path) -> None:
         ('File type = "ooTextFile"\nObject class = "TextGrid"\n', "0 interval tiers"),
         (textgrid([(0, 1, "a")], size=2), "1 whole intervals, expected 2"),
         (textgrid([(0, 1, "a"), (1, 2, "b")], size=1), "2 whole intervals, expected 1"),
+        (textgrid([(0, 1, "a")], size=10**13), "1 whole intervals, expected 10000000000000 "),
+        (
+            textgrid([(0, 1, "a")]).replace("size = 1 \r\n        i", f"size = {'9' * 5000}\r\n i"),
+            "1 whole intervals, expected 99999999999999999999 ",
+        ),
+        (
+            textgrid([(0, 1, "a")]).replace("[1]:\r\n            x", f"[{'9' * 5000}]:\r\n x"),
+            "1 whole intervals, expected 1 ",
+        ),
     ],
 )
 def test_a_malformed_textgrid_is_an_error(tmp_path: Path, content: str, message: str) -> None:
@@ -139,6 +148,8 @@ def test_a_folder_without_notes_is_an_error(tmp_path: Path) -> None:
         ({"note": " \n"}, "the note is empty"),
         ({"note": None}, 'no text under "note"'),
         ({"day": 3}, "says day 3, consultation 2; its name says day 1, consultation 2"),
+        ({"day": "my chest hurts"}, r"day is not a number\. Correct or remove it\.$"),
+        ({"day": True, "consultation": 2.0}, "day and consultation is not a number"),
     ],
 )
 def test_a_note_that_is_empty_or_of_another_consultation_is_an_error(
@@ -153,6 +164,14 @@ def test_a_note_that_is_not_json_is_an_error(tmp_path: Path) -> None:
     folder = consultation(tmp_path, [(0, 1, "a")], [(1, 2, "b")])
     (folder / "notes" / "day1_consultation02.json").write_text('{"note": "cut', encoding="utf-8")
     with pytest.raises(DataError, match="line 1 is not JSON"):
+        primock57.read(folder)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, f'{{"day": {"1" * 5000}}}'])
+def test_a_note_that_json_cannot_hold_is_an_error(tmp_path: Path, content: str) -> None:
+    folder = consultation(tmp_path, [(0, 1, "a")], [(1, 2, "b")])
+    (folder / "notes" / "day1_consultation02.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match="nested too deep, or a number in it is too long"):
         primock57.read(folder)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,14 @@ def test_fields_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
 def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("ID,notes\n1,x\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"column note missing. Found ID, notes"):
+    with pytest.raises(DataError, match=r"column note missing. Found 2 columns, ID among them"):
         read_csv(file, ["ID", "note"])
 
 
 def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("a,b,a\n1,2,3\n", encoding="utf-8")
-    with pytest.raises(DataError, match="column a occurs twice"):
+    with pytest.raises(DataError, match="columns 1 and 3 have the same name"):
         read_csv(file, ["a", "b"])
 
 
@@ -103,3 +104,29 @@ def test_faults_are_capped_at_ten() -> None:
         faults.raise_if_any("Repair them.")
     assert str(caught.value).startswith("a: 12 faults. Repair them.\n  line 0: bad")
     assert str(caught.value).endswith("line 9: bad\n  … and 2 more")
+
+
+def test_long_fields_are_read_and_the_limit_of_the_process_is_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(f"a,b\n1,{'x' * 200_000}\n", encoding="utf-8")
+    before = csv.field_size_limit()
+    assert len(read_csv(file, ["a"])[0].fields["b"]) == 200_000
+    file.write_text(f"{'x' * 200_000}\n", encoding="utf-8")
+    assert len(read_header(file)[0]) == 200_000
+    with pytest.raises(DataError):
+        read_csv(file, ["a"])
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize("columns", [["ID"], ["ID", "dialogue"]])
+def test_the_first_row_of_a_file_without_header_is_not_quoted(
+    tmp_path: Path, columns: list[str]
+) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('dialogue,"Doctor: Hello Mr Smith",cough,cough\n' * 2, encoding="utf-8")
+    with pytest.raises(DataError, match="Found 4 columns, ") as caught:
+        read_csv(file, columns)
+    assert "Smith" not in str(caught.value) and "cough" not in str(caught.value)
+    with pytest.raises(DataError, match="columns 3 and 4 have the same name") as caught:
+        read_csv(file, ["dialogue"])
+    assert "cough" not in str(caught.value)

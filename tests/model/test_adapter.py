@@ -488,6 +488,84 @@ def test_a_directory_with_other_files_is_not_replaced(tmp_path: Path) -> None:
         save_adapter(adapted(), tmp_path / "a" / "thesis.docx")
 
 
+def test_a_model_card_beside_an_adapter_stays(tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_text("what the clinic says about it")
+    before = contents(tmp_path)
+    for replaced in (
+        lambda: save_adapter(adapted(), tmp_path / "a"),
+        lambda: convert_adapter(MINI / "peft_0", tmp_path / "a", replace=True),
+    ):
+        with pytest.raises(AdapterError, match=r"other files than an adapter's .*\n  README.md"):
+            replaced()
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "cut.safetensors", "folder.safetensors"])
+def test_a_file_that_is_no_adapter_is_never_replaced(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name.startswith("model"):
+        path.write_bytes((MINI / "model.safetensors").read_bytes())
+    elif name.startswith("cut"):
+        path.write_bytes(b"\x10\0\0\0")
+    else:
+        path.mkdir()
+        (path / "thesis.docx").write_bytes(b"x")
+    before = contents(tmp_path)
+    with pytest.raises(AdapterError, match="is no adapter file|is a directory"):
+        save_adapter(adapted(), path)
+    with pytest.raises(AdapterError, match="is no adapter file|is a directory"):
+        convert_adapter(MINI / "peft_0", path, replace=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["b.safetensors", "b"])
+def test_a_conversion_replaces_an_older_adapter_on_request_only(name: str, tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path / "a")
+    convert_adapter(MINI / "peft_0", tmp_path / name)
+    before = contents(tmp_path)
+    with pytest.raises(AdapterError, match="holds an adapter already"):
+        convert_adapter(tmp_path / "a", tmp_path / name)
+    assert contents(tmp_path) == before
+    info = convert_adapter(tmp_path / "a", tmp_path / name, replace=True)
+    assert info.weights_sha256 == adapter_info(tmp_path / "a").weights_sha256
+
+
+def test_an_empty_directory_is_a_place_for_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / ".DS_Store").write_bytes(b"x")
+    assert convert_adapter(MINI / "peft_0", tmp_path / "b").rank == 8
+
+
+def test_what_appears_while_an_adapter_is_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = adapter_write._write
+
+    def meanwhile(path: Path, *given: Any) -> None:
+        real(path, *given)
+        target = tmp_path / "a.safetensors"
+        target.write_bytes((MINI / "model.safetensors").read_bytes())
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / "thesis.docx").write_bytes(b"x")
+
+    monkeypatch.setattr(adapter_write, "_write", meanwhile)
+    for name in ("a.safetensors", "b"):
+        with pytest.raises(AdapterError, match="is no adapter file|thesis.docx"):
+            save_adapter(adapted(), tmp_path / name)
+    found = contents(tmp_path)
+    assert found.keys() == {"a.safetensors", "b/thesis.docx"}
+    assert found["a.safetensors"] == (MINI / "model.safetensors").read_bytes()
+
+
+def test_an_adapter_is_not_converted_into_its_own_directory(tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path / "a")
+    before = contents(tmp_path)
+    with pytest.raises(AdapterError, match="is the adapter to convert, or a part of it"):
+        convert_adapter(tmp_path / "a", tmp_path / "a" / "adapters.safetensors", replace=True)
+    assert contents(tmp_path) == before
+
+
 def test_an_adapter_is_not_converted_onto_itself(tmp_path: Path) -> None:
     save_adapter(adapted(), tmp_path / "a")
     with pytest.raises(AdapterError, match="is the adapter to convert"):

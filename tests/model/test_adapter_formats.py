@@ -26,6 +26,7 @@ from adapter_cases import (
 )
 
 from mlx_medphi.errors import AdapterError
+from mlx_medphi.files import read_safetensors_header
 from mlx_medphi.model.adapter import adapter_info, convert_adapter, load_adapter, save_adapter
 from mlx_medphi.model.lora import adapted_layers
 
@@ -193,6 +194,12 @@ def test_all_features_we_do_not_have_are_listed_together(peft: Path) -> None:
         {"rank_pattern": [1]},
         {"alpha_pattern": {"o_proj": "x"}},
         {"lora_dropout": 2},
+        {"lora_alpha": float("inf")},
+        {"lora_alpha": 10**400},
+        {"alpha_pattern": {"o_proj": float("inf")}},
+        {"rank_pattern": {"o_proj": 2.5}},
+        {"use_rslora": "false"},
+        {"use_dora": "false"},
     ],
 )
 def test_impossible_settings_are_refused(peft: Path, changes: dict[str, Any]) -> None:
@@ -200,6 +207,55 @@ def test_impossible_settings_are_refused(peft: Path, changes: dict[str, Any]) ->
     name = next(iter(changes))
     with pytest.raises(AdapterError, match="dropout" if "dropout" in name else name):
         load_adapter(base(), peft)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(", "(a+)+", "(a|a)*b", "a{2}", r"\w", ".*.*.*x", "(q|k)_proj", "x" * 201, "[", "", "a**"],
+)
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_could_match_forever_or_not_at_all_is_refused(
+    peft: Path, name: str, pattern: str
+) -> None:
+    edit(peft / "adapter_config.json", **{name: {pattern: 8}})
+    with pytest.raises(AdapterError, match="is no name or pattern that is read here"):
+        load_adapter(base(), peft)
+
+
+@pytest.mark.parametrize("number", ["3000000", "10000", "01", "9" * 5000])
+@pytest.mark.parametrize("form", ["PEFT", "mlx-lm"])
+def test_a_block_that_no_model_has_is_refused_at_once(
+    peft: Path, tmp_path: Path, form: str, number: str
+) -> None:
+    folder, prefix, parts = peft, "base_model.model.", ("lora_A.weight", "lora_B.weight")
+    file = folder / "adapter_model.safetensors"
+    if form == "mlx-lm":
+        folder, prefix, parts = tmp_path / "a", "", ("lora_a", "lora_b")
+        save_adapter(adapted(), folder)
+        file = folder / "adapters.safetensors"
+
+    def add(tensors: dict[str, mx.array]) -> None:
+        for part in parts:
+            array = tensors[f"{prefix}model.layers.1.mlp.down_proj.{part}"]
+            tensors[f"{prefix}model.layers.{number}.mlp.down_proj.{part}"] = array
+
+    rewrite(file, add)
+    with pytest.raises(AdapterError, match="not a change of one of Phi-3's projections"):
+        adapter_info(folder)
+
+
+@pytest.mark.parametrize("blocks", ["3000000000", "1", "1e999"])
+def test_an_adapter_file_with_an_impossible_number_of_blocks_is_refused(
+    tmp_path: Path, blocks: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adapter(adapted(), path)
+    tensors: Any = mx.load(str(path))
+    mx.eval(list(tensors.values()))
+    facts = {**read_safetensors_header(path).metadata, "model_layers": blocks}
+    mx.save_safetensors(str(path), dict(tensors), facts)
+    with pytest.raises(AdapterError, match="model_layers is|malformed"):
+        adapter_info(path)
 
 
 def test_a_pickled_peft_adapter_is_not_opened(peft: Path) -> None:

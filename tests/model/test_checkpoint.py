@@ -244,6 +244,12 @@ def test_what_is_wrong_is_named(mini: Path, spoil: Callable[[Path], object], wor
     assert "\n" not in str(caught.value)
 
 
+def test_more_blocks_than_tensors_are_one_short_error(mini: Path) -> None:
+    edit_json(mini / "config.json", num_hidden_layers=9999)
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 9999, the weights are 15 ten"):
+        open_checkpoint(mini)
+
+
 def test_a_long_list_of_problems_is_sorted_and_cut_at_ten(mini: Path) -> None:
     edit_json(mini / "config.json", num_hidden_layers=5)
     with pytest.raises(CheckpointError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from adapter_cases import MINI, adapted, base, fill
 from mlx_medphi.config import LoRAConfig
 from mlx_medphi.errors import AdapterError
 from mlx_medphi.model.adapter import load_adapter, save_adapter
-from mlx_medphi.model.delta import Tally, adapter_diff, weight_changes
+from mlx_medphi.model.delta import Tally, adapter_diff
 from mlx_medphi.model.lora import adapted_layers, apply_lora, base_weight
 from mlx_medphi.model.phi3 import Phi3ForCausalLM
 
@@ -37,11 +38,21 @@ def cosine(a: Matrix, b: Matrix) -> float:
     return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
+def tallies(model: Phi3ForCausalLM) -> list[Tally]:
+    """The exact change of every adapted layer."""
+    found = []
+    for name, layer in adapted_layers(model):
+        tally, fused = Tally(name), layer.fused_weight()
+        tally.add(base_weight(layer.linear), fused, fused)
+        found.append(tally)
+    return found
+
+
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
 @pytest.mark.parametrize("how", [{}, {"quantize": (4, 32)}], ids=["plain", "4bit"])
 def test_the_change_of_a_layer_is_relative_to_its_weight(kind: str, how: dict[str, Any]) -> None:
     model = adapted(how=how, fine_tune_type=kind)
-    found = {change.name: change for change in weight_changes(model)}
+    found = {change.name: change for change in (tally.result() for tally in tallies(model))}
     assert len(found) == 8
     for name, layer in adapted_layers(model):
         weight, fused = double(base_weight(layer.linear)), double(layer.fused_weight())
@@ -52,8 +63,20 @@ def test_the_change_of_a_layer_is_relative_to_its_weight(kind: str, how: dict[st
         assert found[name].cosine == pytest.approx(1)
 
 
-def test_a_model_without_adapter_changed_nothing() -> None:
-    assert weight_changes(base()) == ()
+def test_the_change_of_all_layers_is_that_of_one_long_weight() -> None:
+    model = adapted()
+    layers = [layer for _, layer in adapted_layers(model)]
+    weights, fused = (
+        np.concatenate([double(array).ravel() for array in arrays])
+        for arrays in (
+            [base_weight(layer.linear) for layer in layers],
+            [layer.fused_weight() for layer in layers],
+        )
+    )
+    whole = reduce(Tally.plus, tallies(model), Tally("all layers")).result()
+    expected = np.linalg.norm(fused - weights) / np.linalg.norm(weights)
+    assert (whole.name, whole.relative) == ("all layers", pytest.approx(expected, rel=1e-5))
+    assert (whole.error, whole.cosine) == (0, pytest.approx(1))
 
 
 def test_a_tally_measures_what_rounding_kept() -> None:

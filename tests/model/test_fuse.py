@@ -43,6 +43,7 @@ from mlx_medphi.model.delta import Tally
 from mlx_medphi.model.fidelity import LIMITS, Fidelity, compare, reference
 from mlx_medphi.model.fuse import fuse
 from mlx_medphi.model.fuse_plan import Source, plan_files
+from mlx_medphi.model.fuse_text import text_rows
 from mlx_medphi.model.fuse_write import write_checkpoint
 from mlx_medphi.model.lora import adapted_layers, adapted_weight
 from mlx_medphi.model.phi3 import Phi3ForCausalLM
@@ -317,9 +318,16 @@ def test_a_quantised_base_is_not_folded_into_its_own_grid(tmp_path: Path) -> Non
     assert not (tmp_path / "fused").exists()
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize("bits", [3, 4, 6, 8])
-@pytest.mark.parametrize("name", ["fused", "fused.safetensors"])
+@pytest.mark.parametrize(
+    ("kind", "bits", "name"),
+    [
+        ("lora", 4, "fused"),
+        ("dora", 4, "fused.safetensors"),
+        ("dora", 3, "fused"),
+        ("lora", 6, "fused"),
+        ("lora", 8, "fused"),
+    ],
+)
 def test_a_quantised_base_unpacks_to_float16(
     kind: str, bits: int, name: str, tmp_path: Path
 ) -> None:
@@ -335,8 +343,11 @@ def test_a_quantised_base_unpacks_to_float16(
     assert raw.get("torch_dtype", "float16") == "float16" and "quantization" not in raw
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize("scales", [mx.float32, mx.bfloat16, mx.float16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "scales"),
+    [("lora", mx.float32), ("dora", mx.bfloat16), ("lora", mx.float16)],
+    ids=["float32", "bfloat16", "float16"],
+)
 def test_only_changed_layers_of_a_quantised_base_go_to_8_bits(
     kind: str, scales: mx.Dtype, tmp_path: Path
 ) -> None:
@@ -498,14 +509,18 @@ def test_the_measured_tokens_are_capped(monkeypatch: pytest.MonkeyPatch) -> None
         ({"kl": 2e-2}, "KL 0.02"),
         ({"kl": float("nan")}, "KL nan"),
         ({"kl": 5e-3, "adapter_kl": 1e-2}, "50.0% of the training lost"),
-        ({"kl": 9e-4, "adapter_kl": 1e-3}, ""),  # the dtype's own noise
+        ({"kl": 9e-4, "adapter_kl": 1e-3}, ""),  # the dtype's own noise, and the weights are right
+        ({"kl": 9e-4, "adapter_kl": 1e-3, "cosine": 0.8}, "stored with cosine 0.80"),
+        ({"kl": 9e-4, "cosine": 0.8}, ""),  # the tokens tell that little was lost
         ({"decided": 0.98}, "98.0% of the decided positions"),
         ({"top1": 0.5}, ""),  # near ties say nothing
     ],
 )
 def test_each_limit_refuses(figures: dict[str, float], missed: str) -> None:
-    good = {"kl": 1e-4, "top1": 1.0, "decided": 1.0, "adapter_kl": 1.0}
-    found = Fidelity(**{**good, **figures}, positions=10).misses(LIMITS["bfloat16"])
+    good = {"kl": 1e-4, "top1": 1.0, "decided": 1.0, "adapter_kl": 1.0, "cosine": 0.95}
+    given = {**good, **figures}
+    cosine = given.pop("cosine")
+    found = Fidelity(**given, positions=10).misses(LIMITS["bfloat16"], cosine)
     assert bool(found) == bool(missed) and missed in " ".join(found)
 
 
@@ -536,6 +551,29 @@ def test_the_4_bit_grid_is_refused_by_measure_too(
     monkeypatch.setattr(fuse_plan, "adapted_weight", rounded)
     with pytest.raises(FuseError, match="the fused model is not the adapted one on 96 tokens"):
         fuse(folder, adapter, tmp_path / "bad", token_rows=rows(), precision="float16")
+
+
+def test_a_weak_training_is_not_stored_in_8_bits(tmp_path: Path) -> None:
+    folder = quantised(tmp_path / "base")
+    adapter = saved(tmp_path, folder, size=0.002)
+    with pytest.raises(FuseError, match=r"stored with cosine 0\.\d+ .*'float16'"):
+        fuse(folder, adapter, tmp_path / "a", token_rows=rows(), precision="8bit")
+    report = fuse(folder, adapter, tmp_path / "b", token_rows=rows(), precision="float16")
+    assert report.change.cosine > 0.99 and report.change.relative < 0.01
+
+
+def test_text_is_found_for_every_base(each_folder: Path, tmp_path: Path) -> None:
+    found = text_rows(each_folder)
+    limit = base(each_folder).config.max_position_embeddings
+    assert len(found) == 24 and all(0 < len(row) <= limit for row in found)
+    save_adapter(adapted(each_folder, size=0.05), tmp_path / "adapter")
+    report = fuse(each_folder, tmp_path / "adapter", tmp_path / "fused")
+    assert report.fidelity.positions == 1024 and report.fidelity.decided == 1
+
+
+def test_no_text_is_no_measure() -> None:
+    with pytest.raises(FuseError, match="no examples were given"):
+        text_rows(MINI, [])
 
 
 def test_a_half_precision_base_is_judged_by_its_own_precision(tmp_path: Path) -> None:
@@ -708,7 +746,7 @@ def test_writing_needs_the_memory_of_a_block_not_of_the_model(
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     tracemalloc.start()
-    write_checkpoint(source, files, precision, tmp_path / "out", None)
+    write_checkpoint(source, files, precision, tmp_path / "out", None, {})
     python = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # Blocks of 32,768 numbers: some float32 copies of one, 128 kB each, and their bytes. A layer's
@@ -742,3 +780,30 @@ def test_a_header_can_be_completed_in_place() -> None:
     full = header_bytes(specs, {"x": "1", "y": "2" * 50}, 200)
     assert len(short) == len(full) == 200
     assert len(header_bytes(specs, {})) % 8 == 0
+
+
+def test_an_adapter_with_many_facts_fits_the_header_of_one_file(tmp_path: Path) -> None:
+    facts = {f"fact {i}": "x" * 100 for i in range(300)}
+    save_adapter(adapted(), tmp_path / "adapter", training=facts)
+    report = fuse(MINI, tmp_path / "adapter", tmp_path / "f.safetensors", token_rows=rows())
+    told = read_safetensors_header(tmp_path / "f.safetensors").metadata
+    assert json.loads(told["adapter"])["training"] == facts
+    assert json.loads(told["fidelity"])["kl"] == report.fidelity.kl
+    assert json.loads(told["seconds"]) == report.seconds > 0
+
+
+@pytest.mark.parametrize("name", ["fused", "fused.safetensors"])
+def test_what_another_program_wrote_meanwhile_is_not_replaced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, out = saved(tmp_path), tmp_path / name
+
+    def meanwhile(*given: Any) -> Fidelity:
+        out.mkdir()
+        return compare(*given)
+
+    monkeypatch.setattr("mlx_medphi.model.fuse.compare", meanwhile)
+    with pytest.raises(FuseError, match="made by another program meanwhile"):
+        fuse(MINI, adapter, out, token_rows=rows())
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", name}
+    assert not list(out.iterdir())

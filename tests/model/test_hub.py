@@ -69,6 +69,11 @@ def test_only_weights_configuration_and_tokenizer_are_fetched(hub: Hub) -> None:
     ]
 
 
+def test_a_template_in_a_file_of_its_own_is_fetched(hub: Hub, mini: Path) -> None:
+    (mini / "chat_template.jinja").write_text("{{ messages }}")
+    assert (resolve_model(REPO) / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
 def test_what_was_fetched_is_not_fetched_again(hub: Hub) -> None:
     first = resolve_model(REPO)
     hub.requests.clear()
@@ -187,6 +192,8 @@ def test_a_repository_without_safetensors_is_an_error(hub: Hub, mini: Path) -> N
         "runs/base.safetensors",
         "a/..",
         "a b/c",
+        "runs/typo",
+        "Models/phi-3",
     ],
 )
 def test_what_looks_like_a_path_is_never_sent_to_the_hub(hub: Hub, text: str) -> None:
@@ -210,4 +217,16 @@ def test_an_existing_path_wins_over_a_hub_id(
     assert resolve_model(REPO) == Path(REPO)
     with pytest.raises(CheckpointError, match="a revision belongs to a hub id"):
         resolve_model(REPO, revision="main")
+    assert hub.requests == []
+
+
+def test_a_mistake_below_a_local_folder_is_never_sent_to_the_hub(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clinic").mkdir()
+    with pytest.raises(
+        CheckpointError, match="clinic is a folder here.*OWNER/NAME.*check the path"
+    ):
+        resolve_model(REPO)
     assert hub.requests == []

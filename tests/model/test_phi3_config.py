@@ -131,25 +131,35 @@ def test_what_is_not_understood_is_an_error(change: dict[str, Any], words: str) 
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("change", "words"),
     [
-        (None, "cannot be read"),
-        (b"{", "not valid JSON"),
-        (b"\xff", "not valid JSON"),
-        (b"[]", "found list"),
+        ({"partial_rotary_factor": float("inf")}, "partial_rotary_factor is inf, expected"),
+        ({"partial_rotary_factor": 1e308}, "32 rotary dimensions of 16 are not possible"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf, expected a positive number"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 10000"),
+        ({"hidden_size": 10**400}, "hidden_size is 10000"),
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers is 100000000, expected a .* up to 10000"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', expected true or"),
+        ({"tie_word_embeddings": 0}, "tie_word_embeddings is 0, expected true or false"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
-    path = tmp_path / "config.json"
-    if content is not None:
-        path.write_bytes(content)
+def test_a_number_or_flag_that_is_none_is_an_error(change: dict[str, Any], words: str) -> None:
+    small = {**BASE, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
     with pytest.raises(CheckpointError, match=words) as caught:
-        Phi3Config.from_file(path)
-    assert str(path) in str(caught.value)
+        Phi3Config.from_hf(json.loads(json.dumps({**small, **change})))
+    assert len(str(caught.value)) < 150
+
+
+def test_rope_factors_are_finite() -> None:
+    scaling = {**OLD["rope_scaling"]}
+    scaling["long_factor"] = [float("inf"), *scaling["long_factor"][1:]]
+    with pytest.raises(CheckpointError, match="long_factor"):
+        Phi3Config.from_hf({**OLD, "rope_scaling": scaling})
 
 
 def test_what_is_written_is_read_back_the_same(each_folder: Path) -> None:
-    config = Phi3Config.from_file(each_folder / "config.json")
+    config = Phi3Config.from_hf(json.loads((each_folder / "config.json").read_text()))
     assert Phi3Config.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
@@ -176,7 +186,7 @@ def test_every_rotary_dimension_survives_being_written_as_a_factor() -> None:
 
 def test_transformers_reads_what_is_written(each_folder: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    config = Phi3Config.from_file(each_folder / "config.json")
+    config = Phi3Config.from_hf(json.loads((each_folder / "config.json").read_text()))
     (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
     ours = transformers.Phi3Config.from_pretrained(tmp_path)
     theirs = transformers.Phi3Config.from_pretrained(each_folder)

@@ -288,7 +288,20 @@ def test_prompt_leaves_room_for_the_note(tokenizer: Tokenizer) -> None:
 
 
 def test_prompt_without_room_or_conversation_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(GenerationError, match="400 tokens less 390 for the note"):
+    with pytest.raises(GenerationError, match="400 tokens less 390 for the note: lower") as caught:
         encode_prompt(tokenizer, conversation(20), None, max_length=400, reserve=390)
+    assert "row" not in str(caught.value)
     with pytest.raises(GenerationError, match="the conversation is empty"):
         encode_prompt(tokenizer, Conversation(()), None, max_length=400, reserve=10)
+
+
+@pytest.mark.parametrize(
+    ("words", "section"), [("a\ud83d", None), ("fine", "")], ids=["broken text", "section"]
+)
+def test_only_a_prompt_without_room_is_told_the_limit(
+    tokenizer: Tokenizer, words: str, section: str | None
+) -> None:
+    spoken = Conversation((Turn("Doctor", words),))
+    with pytest.raises(GenerationError) as caught:
+        encode_prompt(tokenizer, spoken, section, max_length=400, reserve=10)
+    assert "The limit is" not in str(caught.value)

@@ -270,3 +270,40 @@ def test_pipeline_that_splits_in_another_way_is_refused(tokenizer_folder: Folder
 
     with pytest.raises(TokenizerError, match="splits text beside its added tokens"):
         Tokenizer.load(tokenizer_folder(only_the_first_piece_gets_a_space))
+
+
+def test_a_template_file_that_is_no_text_is_named(tokenizer_copy: Path) -> None:
+    (tokenizer_copy / "chat_template.jinja").write_bytes(b"{{ '\xff' }}")
+    with pytest.raises(TokenizerError, match=r"chat_template.jinja: damaged \(byte 4 is not UTF-8"):
+        Tokenizer.load(tokenizer_copy)
+
+
+@pytest.mark.parametrize("tokens", [["<|end|>"], [{"id": 1}], [{"content": 1}], {"a": "b"}, "abc"])
+def test_added_tokens_of_another_form_are_refused(tokenizer_folder: Folder, tokens: Any) -> None:
+    folder = tokenizer_folder(lambda spec, _config, _generation: spec.update(added_tokens=tokens))
+    with pytest.raises(TokenizerError, match="added_tokens is not a list of objects"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("templates", [["{{ x }}"], [{"name": ["a"]}], [{"name": "default"}], []])
+def test_templates_of_another_form_are_refused(tokenizer_folder: Folder, templates: Any) -> None:
+    folder = tokenizer_folder(
+        lambda _spec, config, _generation: config.update(chat_template=templates)
+    )
+    with pytest.raises(TokenizerError, match="no chat_template"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("stop", [-1, 2**32, 10**30, True, "2"])
+def test_a_stop_that_is_no_id_is_refused(tokenizer_folder: Folder, stop: Any) -> None:
+    folder = tokenizer_folder(
+        lambda _spec, _config, generation: generation.update(eos_token_id=[2, stop])
+    )
+    with pytest.raises(TokenizerError, match="which is no id of tokenizer.json"):
+        Tokenizer.load(folder)
+
+
+def test_json_too_deep_to_be_read_is_damage(tokenizer_copy: Path) -> None:
+    (tokenizer_copy / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(TokenizerError, match="tokenizer_config.json: damaged"):
+        Tokenizer.load(tokenizer_copy)
