@@ -55,7 +55,8 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     Raises:
         FileExistsError: `path` exists, before or after the writing, and `replace` is false.
     """
-    path = Path(path)
+    # Through a link the place it points to is written; the link itself stays.
+    path = Path(os.path.realpath(path))
     _check_free(path, replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
@@ -88,7 +89,8 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: `path` exists, before or after the writing, and `replace` is false.
     """
-    path = Path(path)
+    # Through a link the place it points to is written; the link itself stays.
+    path = Path(os.path.realpath(path))
     _check_free(path, replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -227,9 +229,11 @@ def _checked_header(
     tensors: dict[str, TensorInfo] = {}
     for name, entry in header.items():
         try:
-            begin, end = (int(offset) for offset in entry["data_offsets"])
-            info = TensorInfo(entry["dtype"], tuple(int(n) for n in entry["shape"]), begin, end)
+            begin, end = entry["data_offsets"]
+            info = TensorInfo(entry["dtype"], tuple(entry["shape"]), begin, end)
             expected = DTYPE_BYTES[info.dtype]
+            if any(type(number) is not int for number in (begin, end, *info.shape)):
+                raise TypeError(name)
         except (KeyError, TypeError, ValueError) as exc:
             raise error(_damaged(path, f"the entry of tensor {name} is malformed")) from exc
         for extent in info.shape:

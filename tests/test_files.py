@@ -364,3 +364,29 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
         read_safetensors_header(tmp_path / "none.safetensors", AdapterError)
     with pytest.raises(AdapterError, match="cannot be read"):
         read_safetensors_header(tmp_path, AdapterError)
+
+
+@pytest.mark.parametrize("number", ["Infinity", "1.5", "true", '"4"'])
+def test_a_header_with_numbers_that_are_not_whole_is_refused(tmp_path: Path, number: str) -> None:
+    for entry in (
+        f'{{"dtype":"F32","shape":[{number}],"data_offsets":[0,4]}}',
+        f'{{"dtype":"F32","shape":[1],"data_offsets":[0,{number}]}}',
+    ):
+        header = f'{{"a":{entry}}}'.encode()
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+        with pytest.raises(MedPhiError, match="the entry of tensor a is malformed"):
+            read_safetensors_header(path)
+
+
+def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "file.txt").write_text("old")
+    (tmp_path / "folder").symlink_to("disk", target_is_directory=True)
+    (tmp_path / "link.txt").symlink_to("file.txt")
+    with atomic_directory(tmp_path / "folder", replace=True) as temporary:
+        (temporary / "new").write_text("new")
+    with atomic_path(tmp_path / "link.txt") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "folder").is_symlink() and (tmp_path / "disk" / "new").is_file()
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "file.txt").read_text() == "new"

@@ -157,7 +157,7 @@ def load_adapter(
             "The model has an adapter already: load it on the bare base."
             if own and not foreign
             else f"It was trained on {name}: load that base"
-            + ("." if problems else ", or pass allow_other_base=True to try it on this one.")
+            + ("." if problems else ", or try it on this one (allow_other_base=True).")
         )
         raise differences(path, "does not fit this model", problems + foreign, advice)
     if not own:

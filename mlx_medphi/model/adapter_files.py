@@ -8,6 +8,7 @@ as `adapter_model.safetensors`, and one `adapter_config.json` with the settings 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -131,6 +132,14 @@ def _described(
         )
         expected = {layer_name(index, key) for index in facts["layers"] for key in facts["keys"]}
         model_layers, version = int(facts["model_layers"]), int(facts["version"])
+        quantized = facts["base_quantization"]
+        if not isinstance(facts["training"], dict) or not isinstance(quantized, (dict, type(None))):
+            raise TypeError("training and base_quantization are objects")
+        if metadata["fine_tune_type"] not in ("lora", "dora"):
+            raise ValueError("fine_tune_type is lora or dora")
+        alpha = json.loads(metadata["alpha"])
+        if not math.isclose(alpha, scaling.scale * scaling.rank, rel_tol=1e-6):
+            raise ValueError("alpha is not scale · rank")
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as exc:
         raise AdapterError(f"{path}: its metadata is incomplete or malformed ({exc})") from exc
     if version > FILE_VERSION:
@@ -142,8 +151,10 @@ def _described(
     layers = {} if problems else _layers(path, tensors, scaling, problems)
     if layers and not max(map(layer_index, layers)) < model_layers <= MAX_LAYERS:
         problems.append(f"model_layers is {model_layers}, expected a number of blocks")
-    if len(tensors) != facts["tensors"] or not set(layers) <= expected:
+    if len(tensors) != facts["tensors"]:
         problems.append(f"{len(tensors)} tensors, its metadata says {facts['tensors']}")
+    if not set(layers) <= expected:
+        problems.append("tensors of layers or keys that its metadata does not name")
     if not problems and weights_hash(tensors) != metadata.get("weights_sha256"):
         problems.append("its values are not those it was written with: the file is damaged")
     if problems:

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import get_args
 
 from mlx_medphi.config import PROJECTIONS
-from mlx_medphi.errors import FuseError
+from mlx_medphi.errors import FuseError, capped
+from mlx_medphi.files import read_safetensors_header
 from mlx_medphi.model.adapter_files import is_file_path
 from mlx_medphi.model.adapter_formats import layer_key
 from mlx_medphi.model.fuse_plan import Precision
 from mlx_medphi.model.shards import Piece
 from mlx_medphi.model.weights import Checkpoint
+from mlx_medphi.text.tokenizer_files import FILE_NAMES
 
 __all__ = ["REPORT_NAME", "check_places", "check_request", "check_space"]
+
+FILE_KIND = "medphi-fused"
+"""What a single fused file calls itself in its metadata."""
 
 REPORT_NAME = "fuse_report.json"
 """The file by which a directory shows that `fuse` made it."""
@@ -94,14 +99,28 @@ def check_places(base: Path, adapter: Path, out: Path, replace: bool) -> None:
     if not out.exists():
         return
     if not replace:
-        raise FuseError(f"{out}: exists already; choose another name, or replace it on purpose")
+        raise FuseError(f"{out}: exists already; choose another name, or replace it (--replace)")
     if is_file_path(out) != out.is_file():
         kinds = ("a directory", "a file") if is_file_path(out) else ("a file", "a directory")
         raise FuseError(f"{out}: is {kinds[0]}, this name would make {kinds[1]}")
-    if out.is_dir() and not (out / REPORT_NAME).exists():
+    if out.is_file():
+        if read_safetensors_header(out, FuseError).metadata.get("kind") != FILE_KIND:
+            raise FuseError(f"{out}: is not a model that fuse wrote; only those are replaced")
+        return
+    if not (out / REPORT_NAME).exists():
         raise FuseError(
             f"{out}: holds no {REPORT_NAME}, so it is not a fused model; only those are replaced"
         )
+    foreign = [place.name for place in out.iterdir() if not _is_written(place.name)]
+    if foreign:
+        raise FuseError(
+            f"{out}: holds {capped(foreign)}, which fuse did not write; move what you want to keep"
+        )
+
+
+def _is_written(name: str) -> bool:
+    weights = name.endswith((".safetensors", ".safetensors.index.json"))
+    return weights or name in FILE_NAMES or name in ("config.json", REPORT_NAME)
 
 
 def check_space(out: Path, files: Mapping[str, Sequence[Piece]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_medphi.files import read_safetensors_header, sha256_file, write_json
-from mlx_medphi.model.fuse_checks import REPORT_NAME
+from mlx_medphi.model.fuse_checks import FILE_KIND, REPORT_NAME
 from mlx_medphi.model.fuse_plan import Precision, Source, fused_config, shard_index
 from mlx_medphi.model.shards import Piece, TensorSpec, header_bytes, write_pieces
 from mlx_medphi.model.weights import CONFIG_KEY
@@ -124,7 +124,7 @@ def _config_text(source: Source, precision: Precision) -> bytes:
 def _metadata(source: Source, config: bytes, report: Mapping[str, Any]) -> dict[str, str]:
     """What a single file says about itself."""
     folder = source.checkpoint.directory
-    values = {**METADATA, CONFIG_KEY: config.decode("utf-8"), "kind": "medphi-fused"}
+    values = {**METADATA, CONFIG_KEY: config.decode("utf-8"), "kind": FILE_KIND}
     if (folder / GENERATION_NAME).exists():
         values["generation_config"] = (folder / GENERATION_NAME).read_text(encoding="utf-8")
     if (folder / TOKENIZER_NAME).exists():

@@ -12,11 +12,13 @@ import tokenizers
 
 from mlx_medphi.errors import TokenizerError
 
-__all__ = ["TokenizerFiles"]
+__all__ = ["FILE_NAMES", "TokenizerFiles"]
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 _TEMPLATE, _GENERATION = "chat_template.jinja", "generation_config.json"
 _COMPANIONS = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model")
+FILE_NAMES = frozenset((_TOKENIZER, _CONFIG, _TEMPLATE, _GENERATION, *_COMPANIONS))
+"""Every file of a checkpoint that belongs to its tokenizer."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -618,8 +618,13 @@ def test_only_what_fuse_made_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "documents" / "thesis.docx").write_bytes(b"x")
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "file").write_bytes(b"x")
+    fuse(MINI, MINI / "peft_0", tmp_path / "mixed", token_rows=rows())
+    (tmp_path / "mixed" / "mine.txt").write_text("mine")
+    (tmp_path / "other.safetensors").write_bytes((MINI / "model.safetensors").read_bytes())
     cases = {
         "documents": "not a fused model",
+        "mixed": "holds mine.txt, which fuse did not write",
+        "other.safetensors": "is not a model that fuse wrote",
         "folder.safetensors": "is a directory",
         "file": "a file",
     }
