@@ -137,9 +137,7 @@ def _described(
             raise TypeError("training and base_quantization are objects")
         if metadata["fine_tune_type"] not in ("lora", "dora"):
             raise ValueError("fine_tune_type is lora or dora")
-        alpha = json.loads(metadata["alpha"])
-        if not math.isclose(alpha, scaling.scale * scaling.rank, rel_tol=1e-6):
-            raise ValueError("alpha is not scale · rank")
+        alpha = float(json.loads(metadata["alpha"]))
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as exc:
         raise AdapterError(f"{path}: its metadata is incomplete or malformed ({exc})") from exc
     if version > FILE_VERSION:
@@ -149,6 +147,8 @@ def _described(
         )
     check_scaling(scaling, problems)
     layers = {} if problems else _layers(path, tensors, scaling, problems)
+    if not problems and not math.isclose(alpha, scaling.scale * scaling.rank, rel_tol=1e-6):
+        problems.append(f"scale is {scaling.scale}, alpha / rank is {alpha / scaling.rank:g}")
     if layers and not max(map(layer_index, layers)) < model_layers <= MAX_LAYERS:
         problems.append(f"model_layers is {model_layers}, expected a number of blocks")
     if len(tensors) != facts["tensors"]:

@@ -359,7 +359,11 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path) -> None:
         ("rank", '"8"', "rank is '8'"),
         ("rank", "5", r"shape \(64, 4\), expected \(in, 5\)"),
         ("scale", "-1", "scale is -1"),
+        ("scale", "5", r"scale is 5, alpha / rank is"),
         ("layers", "3", "metadata is incomplete or malformed"),
+        ("training", "null", "metadata is incomplete or malformed"),
+        ("base_quantization", "[]", "metadata is incomplete or malformed"),
+        ("fine_tune_type", "zzz", "metadata is incomplete or malformed"),
         ("weights_sha256", "00", "the file is damaged"),
     ],
 )
