@@ -3,10 +3,11 @@
     import mlx_medphi as mp
 
     model, tokenizer = mp.load("models/phi-3-mini")
-    splits = mp.prepare(mp.load_examples("MTS-Dialog-TrainingSet.csv"))
-    mp.train(model, tokenizer, splits.train, splits.valid, out="runs/a", lora=mp.LoRAConfig())
+    splits = mp.prepare(mp.load_examples("mts-dialog/"), accept_identifiers=True)
+    mp.train(model, tokenizer, splits.train, splits.valid, out="runs/a", on_event=print)
     mp.save_adapter(model, "medical_changes.safetensors")
-    print(mp.generate_note(model, tokenizer, splits.test[0].conversation))
+    row = splits.test[0]
+    print(mp.generate_note(model, tokenizer, row.conversation, section=row.note.section))
 
 Every name is imported when it is first used: importing the package loads neither MLX nor
 coremltools.
@@ -55,6 +56,7 @@ __all__ = [
     "measure_lengths",
     "prepare",
     "read_splits",
+    "remove_lora",
     "save_adapter",
     "save_model",
     "stream_note",
@@ -97,6 +99,7 @@ _MODULES = {
     ),
     "model.delta": ("adapter_diff",),
     "model.fuse": ("fuse",),
+    "model.lora": ("remove_lora",),
     "model.generate": ("generate_note", "stream_note"),
     "training.loop": ("train",),
     "training.result": ("TrainResult",),
@@ -134,6 +137,7 @@ if TYPE_CHECKING:
     from mlx_medphi.model.delta import adapter_diff
     from mlx_medphi.model.fuse import fuse
     from mlx_medphi.model.generate import generate_note, stream_note
+    from mlx_medphi.model.lora import remove_lora
     from mlx_medphi.text.lengths import measure_lengths
     from mlx_medphi.text.tokenizer import Tokenizer
     from mlx_medphi.training.loop import train

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -242,6 +243,13 @@ def _check_types(config: LoRAConfig | TrainConfig | GenerateConfig) -> None:
     names = [field.name for field in fields(config)]
     problems = [_type_problem(name, getattr(config, name), hints[name]) for name in names]
     _raise_all(type(config).__name__, problems)
+    for name in names:
+        value = getattr(config, name)
+        # A sweep hands over numpy's numbers; run.json and repr want Python's.
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            object.__setattr__(config, name, int(value))
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            object.__setattr__(config, name, float(value))
 
 
 def _type_problem(name: str, value: Any, hint: Any) -> str | None:
@@ -270,8 +278,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is bool:
         return isinstance(value, bool)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and not isinstance(value, bool)
+        return isinstance(value, Real) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def _words(hint: Any) -> str:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlx_medphi.config import (
@@ -228,3 +229,9 @@ def test_an_impossible_value_names_the_file(tmp_path: Path) -> None:
 def test_yaml_that_python_stumbles_over_is_a_config_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError):
         load_config(yaml_file(tmp_path, text))
+
+
+def test_numbers_of_a_sweep_become_plain_numbers() -> None:
+    config = TrainConfig(iters=np.int64(6), learning_rate=np.float32(0.5))
+    assert (type(config.iters), type(config.learning_rate)) == (int, float)
+    assert json.dumps(to_dict(config))

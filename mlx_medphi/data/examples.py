@@ -29,7 +29,7 @@ def clean_text(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Turn:
     """What one speaker said before the next one spoke.
 
@@ -48,6 +48,9 @@ class Turn:
     start: float | None = None
     end: float | None = None
 
+    def __repr__(self) -> str:
+        return f"Turn({self.speaker or 'text'}, {_words(self.text)})"
+
     def __post_init__(self) -> None:
         if not self.speaker:
             return
@@ -64,11 +67,14 @@ class Turn:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conversation:
     """The turns of one conversation, in order."""
 
     turns: tuple[Turn, ...]
+
+    def __repr__(self) -> str:
+        return f"Conversation({len(self.turns)} turns, {_words(self.words())})"
 
     def text(self) -> str:
         """One line per turn, `Speaker: words`; plain text stands as it is."""
@@ -103,23 +109,29 @@ class Conversation:
         return cls(tuple(turn for turn in turns if turn.text))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Note:
     """A note, or the part of one that `section` names as the source does (`GENHX`)."""
 
     text: str
     section: str | None = None
 
+    def __repr__(self) -> str:
+        return f"Note({self.section or 'whole'}, {_words(self.text)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Message:
     """One message of a chat."""
 
     role: Role
     content: str
 
+    def __repr__(self) -> str:
+        return f"Message({self.role}, {_words(self.content)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Example:
     """A conversation with the note written about it.
 
@@ -143,3 +155,11 @@ class Example:
     group: str | None = None
     messages: tuple[Message, ...] | None = None
     augmented: bool = False
+
+    def __repr__(self) -> str:
+        return f"Example({self.id!r}, {self.conversation!r}, {self.note!r})"
+
+
+def _words(text: str) -> str:
+    """What a notebook or a traceback may show of a text: how long it is."""
+    return f"{len(text.split())} words"

@@ -87,7 +87,7 @@ class PrepareReport:
         return dict(Counter(row.reason for row in self.dropped).most_common())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Splits:
     """The three sides, each sorted by id, and the report."""
 
@@ -101,6 +101,11 @@ class Splits:
         leaked = set(self.report.leaked_evaluation)
         rows: tuple[Example, ...] = getattr(self, side)
         return tuple(row for row in rows if row.id not in leaked)
+
+    def __repr__(self) -> str:
+        # The rows are conversations: a notebook that shows this object must not hold them.
+        sides = f"train={len(self.train)}, valid={len(self.valid)}, test={len(self.test)}"
+        return f"Splits({sides}, dropped={len(self.report.dropped)})"
 
 
 def prepare(

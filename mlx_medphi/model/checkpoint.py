@@ -7,6 +7,8 @@ that no second copy of the model exists at any time.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +38,7 @@ STALE_KEYS = (
 def load(
     path_or_repo: str | Path,
     *,
-    adapter: Path | None = None,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     dtype: str | None = None,
     quantize: tuple[int, int] | None = None,
@@ -100,8 +102,9 @@ def build_model(
     Raises:
         CheckpointError: the weights cannot be read, or not be quantised as asked.
     """
-    model = Phi3ForCausalLM(checkpoint.config)
-    wrap_quantized(model, checkpoint.quantized_layers)
+    with _random_state_kept():
+        model = Phi3ForCausalLM(checkpoint.config)
+        wrap_quantized(model, checkpoint.quantized_layers)
     try:
         model.load_weights(_lazy_weights(checkpoint, dtype))
         if quantize is not None:
@@ -114,6 +117,17 @@ def build_model(
     model.source = checkpoint
     model.fingerprint = fingerprint(checkpoint, quantize)
     return model
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """New layers draw numbers that are thrown away; the caller's sequence must not move."""
+    state = cast("list[mx.array]", mx.random.state)
+    high, low = cast("list[int]", state[0].tolist())
+    try:
+        yield
+    finally:
+        mx.random.seed((high << 32) | low)
 
 
 def _lazy_weights(checkpoint: Checkpoint, dtype: str | None) -> list[tuple[str, mx.array]]:
@@ -136,7 +150,7 @@ def _cast(array: mx.array, dtype: str | None) -> mx.array:
 def save_model(
     model: Phi3ForCausalLM,
     tokenizer: Tokenizer,
-    directory: Path,
+    directory: str | Path,
     *,
     dtype: str | None = None,
     replace: bool = False,

@@ -77,6 +77,11 @@ def stream_note(
     config = config or GenerateConfig()
     if isinstance(conversation, str):
         conversation = Conversation.from_text(conversation)
+    if not isinstance(conversation, Conversation):
+        raise GenerationError(
+            f"a conversation is a Conversation or its text, found {type(conversation).__name__}; "
+            "of an example take example.conversation"
+        )
     if not conversation.words().strip():
         raise GenerationError("the conversation has no words; expected at least one turn of speech")
     context = model.config.max_position_embeddings

@@ -177,7 +177,7 @@ def apply_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> None:
     if count > blocks:
         raise AdapterError(f"num_layers is {count}, this model has {blocks} layers")
     if next(adapted_layers(model), None) is not None:
-        raise AdapterError("this model already has an adapter; load the base again")
+        raise AdapterError("this model already has an adapter; take it off with remove_lora(model)")
     shapes = {key: weight_shape(projection(model, f"model.layers.0.{key}")) for key in config.keys}
     narrow = min(shapes, key=lambda key: min(shapes[key]))
     if config.rank > min(shapes[narrow]):

@@ -21,6 +21,10 @@ def check_format(quantize: tuple[int, int]) -> None:
     Raises:
         CheckpointError: (bits, group size) is not an affine format.
     """
+    if not isinstance(quantize, tuple) or len(quantize) != 2:
+        raise CheckpointError(
+            f"quantize is {quantize!r}, expected bits and group size such as (4, 64)"
+        )
     bits, group = quantize
     if bits not in BITS or group not in GROUPS:
         raise CheckpointError(

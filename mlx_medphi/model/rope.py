@@ -27,6 +27,8 @@ class RotaryEmbedding:
             self.short = plain * mx.array(config.longrope.short_factor, dtype=mx.float32)
             self.long = plain * mx.array(config.longrope.long_factor, dtype=mx.float32)
             self.attention_factor = config.longrope.attention_factor
+        # A lazy array belongs to the thread that made it; a model may be used in another.
+        mx.eval(self.short, self.long)
 
     def __call__(self, x: mx.array, offset: int, long_factors: bool) -> mx.array:
         """Rotate x (B, H, T, D), whose first row stands at `offset`; same shape and dtype."""

@@ -36,7 +36,7 @@ _PROBE = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer:
     """Text to ids and back, as one checkpoint does it. Made by `Tokenizer.load`.
 
@@ -103,6 +103,9 @@ class Tokenizer:
         )
         tokenizer._prove(directory)
         return tokenizer
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size} ids, stops at {list(self.stop_ids)})"
 
     @property
     def end_id(self) -> int:

@@ -19,8 +19,8 @@ import mlx.core as mx
 
 from mlx_medphi.config import LoRAConfig, TrainConfig
 from mlx_medphi.data.examples import Example
-from mlx_medphi.errors import TrainingError, capped
-from mlx_medphi.model.lora import adapted_layers, apply_lora
+from mlx_medphi.errors import TrainingError, UsageError, capped
+from mlx_medphi.model.lora import adapted_layers, apply_lora, remove_lora
 from mlx_medphi.model.phi3 import Phi3ForCausalLM, parameter_count
 from mlx_medphi.text.tokenizer import Tokenizer
 from mlx_medphi.training.batches import RunData
@@ -77,7 +77,8 @@ def train(
         config: how long, how fast, how large.
         lora: which low-rank changes; None trains the whole model.
         resume: go on from the newest checkpoint in `out`, with the same settings and data.
-        on_event: called with each event of `events.py`, in this thread.
+        on_event: called with each event of `mlx_medphi.training.events`, in this thread; `print`
+            will do. What it raises ends the run, which can go on by `resume`.
 
     Raises:
         TrainingError: nothing to train on, a directory in use, a checkpoint of another run, a
@@ -86,11 +87,13 @@ def train(
     """
     started = time.perf_counter()
     mx.reset_peak_memory()
+    _check_arguments(model, train_examples, config, lora)
     with RunDirectory.open(Path(out), resume=resume) as directory:
         data = RunData.prepare(model, tokenizer, train_examples, valid_examples, config)
         facts = identity(model, data.hash, config, lora)
         if resume:
             directory.check_manifest(facts)
+            remove_lora(model)  # the checkpoint brings the adapter's values
         _make_trainable(model, lora, config)
         trainer = Trainer(model, config, data.updates)
         run = _Run(directory, trainer, data, config, facts, on_event or _ignore)
@@ -105,7 +108,7 @@ def train(
             reason = run.go(interrupted)
         run.tell(Stopped(run.progress.step, reason))
         run.restore_best()
-        kept = directory.save_kept(model, tokenizer, lora)
+        kept = directory.save_kept(model, tokenizer, lora, run.facts())
     return TrainResult(
         out=directory.path,
         adapter=kept,
@@ -142,8 +145,20 @@ class _Run:
         self.eval_every = config.eval_every or max(1, data.updates // EVALUATIONS)
 
     def tell(self, event: Event) -> None:
+        """Record an event, then hand it on; what the listener raises ends the run, saved."""
         self.directory.record(event)
-        self.on_event(event)
+        try:
+            self.on_event(event)
+        except BaseException:
+            # Events come between updates, so the state is whole.
+            if isinstance(event, Stepped):
+                self.save()
+            raise
+
+    def save(self) -> Path:
+        return save_checkpoint(
+            self.directory.checkpoints, self.trainer, self.progress, self.identity
+        )
 
     def go(self, interrupted: threading.Event) -> str:
         """Run to the end, to the end of patience or to Ctrl-C; returns which."""
@@ -160,10 +175,7 @@ class _Run:
             if due or stop:
                 if due and self.data.valid_batches:
                     self.evaluate()
-                path = save_checkpoint(
-                    self.directory.checkpoints, self.trainer, self.progress, self.identity
-                )
-                self.tell(Saved(self.progress.step, path))
+                self.tell(Saved(self.progress.step, self.save()))
             if stop and not last:
                 return "interrupted"
         return "finished"
@@ -213,11 +225,38 @@ class _Run:
         state.last_loss = loss
         self.tell(Evaluated(state.step, loss, best, tokens, time.perf_counter() - began))
 
+    def facts(self) -> dict[str, object]:
+        """What the adapter carries of its training: numbers and hashes, no text."""
+        return {
+            "data_hash": self.data.hash,
+            "rows": len(self.data.train.examples),
+            "seed": self.config.seed,
+            "updates": self.progress.step,
+            "valid_loss": self.progress.best_loss,
+            "valid_loss_before": self.progress.first_loss,
+        }
+
     def restore_best(self) -> None:
         """Put the weights of the best evaluation back; without one the last weights stay."""
         step = self.progress.best_step
         if step is not None and step != self.progress.step:
             restore_weights(checkpoint_at(self.directory.checkpoints, step), self.trainer)
+
+
+def _check_arguments(model: object, rows: object, config: object, lora: object) -> None:
+    """Say in one line what was mixed up, where Python would fail much later."""
+    wrong = [
+        (not isinstance(model, Phi3ForCausalLM), "model: give the first of what load returns"),
+        (
+            not isinstance(rows, Sequence),
+            "train_examples: give a list, as splits.train",
+        ),
+        (not isinstance(config, TrainConfig), "config: give a TrainConfig(...)"),
+        (not isinstance(lora, (LoRAConfig, type(None))), "lora: give a LoRAConfig(...) or None"),
+    ]
+    problems = [advice for mixed_up, advice in wrong if mixed_up]
+    if problems:
+        raise UsageError("; ".join(problems))
 
 
 def _make_trainable(model: Phi3ForCausalLM, lora: LoRAConfig | None, config: TrainConfig) -> None:

@@ -117,6 +117,8 @@ def loss_svg(train: tuple[tuple[int, float], ...], valid: tuple[tuple[int, float
 
 
 def _fall(first: float | None, best: float | None, step: int | None) -> str:
-    if first is None or best is None:
+    if first is None:
         return "not measured: no validation rows"
+    if best is None:
+        return f"{first:.4f} before training, not measured since"
     return f"{first:.4f} before training, {best:.4f} after update {step}"

@@ -160,16 +160,24 @@ class RunDirectory:
         return tuple((row["step"], row[name]) for row in self._rows if row.get(name) is not None)
 
     def save_kept(
-        self, model: Phi3ForCausalLM, tokenizer: Tokenizer, lora: LoRAConfig | None
+        self,
+        model: Phi3ForCausalLM,
+        tokenizer: Tokenizer,
+        lora: LoRAConfig | None,
+        facts: dict[str, Any],
     ) -> Path:
-        """Write the weights the model holds now as what the run hands on; returns the directory."""
+        """Write the weights the model holds now as what the run hands on; returns the directory.
+
+        Args:
+            facts: what an adapter says of its training.
+        """
         if lora is None:
             kept = self.path / "model"
             save_model(model, tokenizer, kept, replace=True)
         else:
             kept = self.path / "adapter"
-            save_adapter(model, kept)
-            save_adapter(model, self.path / ADAPTER_FILE)
+            save_adapter(model, kept, training=facts)
+            save_adapter(model, self.path / ADAPTER_FILE, training=facts)
         return kept
 
 

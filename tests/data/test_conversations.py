@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_medphi.data.examples import Conversation, Turn, clean_text
+from mlx_medphi.data.examples import Conversation, Example, Note, Turn, clean_text
+from mlx_medphi.data.prompt import chat_messages
 from mlx_medphi.errors import DataError
 
 
@@ -63,3 +64,10 @@ def test_a_turn_of_a_speaker_refuses_line_breaks_without_quoting_them() -> None:
     with pytest.raises(DataError, match="line break") as caught:
         Turn("Doctor", "secret\nwords")
     assert "secret" not in str(caught.value)
+
+
+def test_no_text_of_a_patient_is_shown_by_an_object() -> None:
+    conversation = Conversation.from_text("Doctor: How is Zoe?\nPatient: Zoe has a cough.")
+    example = Example("a/1", "jsonl", conversation, Note("Zoe coughs.", "GENHX"))
+    shown = repr([example, *conversation.turns, example.note, *chat_messages(example)])
+    assert "Zoe" not in shown and "Example('a/1', Conversation(2 turns, 7 words)" in shown

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from conftest_training import FIXTURES, Base
 
 from mlx_medphi.config import LoRAConfig, TrainConfig, to_dict
 from mlx_medphi.data.examples import Conversation, Example, Note
-from mlx_medphi.errors import AdapterError, TrainingError
-from mlx_medphi.model.adapter import load_adapter
+from mlx_medphi.errors import AdapterError, TrainingError, UsageError
+from mlx_medphi.model.adapter import adapter_info, load_adapter
 from mlx_medphi.model.checkpoint import load
 from mlx_medphi.model.lora import adapted_layers, apply_lora
 from mlx_medphi.text.tokenizer import Tokenizer
@@ -474,3 +475,49 @@ def test_a_checkpoint_state_that_is_not_whole_is_refused(tmp_path: Path, damage)
 def test_a_rank_above_the_smaller_side_is_refused(base: Base, tokenizer, rows, tmp_path) -> None:
     with pytest.raises(AdapterError, match="rank is 65, .* above its smaller side"):
         _run(base, tokenizer, rows, tmp_path / "run", lora=LoRAConfig(rank=65))
+
+
+def test_a_listener_that_fails_loses_no_update(base: Base, tokenizer, rows, tmp_path: Path) -> None:
+    def fail(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 3:
+            raise ValueError("a plot")
+
+    model = base()
+    with pytest.raises(ValueError, match="a plot"):
+        _run(base, tokenizer, rows, tmp_path / "run", on_event=fail, model=model)
+    events: list[Event] = []
+    # The same model goes on: it need not be loaded again.
+    _run(base, tokenizer, rows, tmp_path / "run", on_event=events.append, model=model, resume=True)
+    assert [event.step for event in _of(Stepped, events)] == [4, 5, 6]
+    _run(base, tokenizer, rows, tmp_path / "whole")
+    _same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_model_loaded_here_trains_in_another_thread(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    model, done = base(), []
+
+    def work() -> None:
+        done.append(_run(base, tokenizer, rows, tmp_path / "run", model=model)[0])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done and done[0].steps == 6
+
+
+def test_what_was_mixed_up_is_said_in_one_line(base: Base, tokenizer, rows, tmp_path) -> None:
+    with pytest.raises(UsageError, match="model: .*; train_examples: .*; config: .*; lora: "):
+        train((base(), tokenizer), tokenizer, iter(rows), out=tmp_path / "run", config={}, lora={})  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_carries_the_facts_of_its_training(
+    base: Base, tokenizer, rows, tmp_path: Path
+) -> None:
+    result, _, _ = _run(base, tokenizer, rows, tmp_path / "run")
+    for path in (result.adapter, tmp_path / "run" / "medical_changes.safetensors"):
+        facts = adapter_info(path).training
+        assert facts["updates"] == 6 and facts["rows"] == 8
+        assert facts["valid_loss"] == result.best_loss
