@@ -246,9 +246,9 @@ def _check_types(config: LoRAConfig | TrainConfig | GenerateConfig) -> None:
     for name in names:
         value = getattr(config, name)
         # A sweep hands over numpy's numbers; run.json and repr want Python's.
-        if isinstance(value, Integral) and not isinstance(value, bool):
+        if type(value) is not bool and isinstance(value, Integral):
             object.__setattr__(config, name, int(value))
-        elif isinstance(value, Real) and not isinstance(value, bool):
+        elif type(value) is not bool and isinstance(value, Real):
             object.__setattr__(config, name, float(value))
 
 

@@ -77,6 +77,8 @@ def test_every_verb_and_option_shown_exists(line: str) -> None:
     command: Any = get_command(app)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
+    if words == ["--help"]:
+        return
     assert not getattr(command, "commands", {}), f"{line}: stops before a verb"
     known = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
     assert {word for word in words if word.startswith("--")} <= known

@@ -41,6 +41,7 @@ def test_check_as_json_has_the_same_findings(run: Any) -> None:
     assert {entry["state"] for entry in told} <= {"ok", "note", "missing"}
 
 
+@pytest.mark.slow
 def test_core_ml_tools_are_really_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert machine._core_ml().state == "ok"
