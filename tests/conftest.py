@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -48,22 +47,3 @@ def shared_tokenizer() -> Path:
 def shared_reference() -> Path:
     """The folder with small checkpoints and transformers' outputs for them."""
     return shared_folder("reference", "phi3")
-
-
-@pytest.fixture(scope="session")
-def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
-    """The demo's result and events, with one update on four rows in place of the whole."""
-    from mlx_medphi.config import LoRAConfig, TrainConfig
-    from mlx_medphi.demo import DemoSettings, run_demo
-
-    settings = DemoSettings(
-        train_rows=4,
-        valid_rows=2,
-        held_out=1,
-        fuse_rows=1,
-        train=TrainConfig(iters=1, learning_rate=1e-3, batch_size=1, max_length=512),
-        lora=LoRAConfig(rank=2),
-    )
-    events: list[Any] = []
-    out = tmp_path_factory.mktemp("runs") / "demo"
-    return run_demo(out, settings=settings, on_event=events.append), events

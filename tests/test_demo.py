@@ -1,14 +1,19 @@
-"""The demo walks the whole path, and what it shows is what is on the disk."""
+"""The demo walks the whole path, shows what is on the disk, and says what it is."""
 
 from __future__ import annotations
 
+import json
 import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_medphi.cli import demo as demo_verb
+from mlx_medphi.cli.main import main
+from mlx_medphi.config import LoRAConfig, TrainConfig
 from mlx_medphi.data.synthetic import facts, note_text, sample
 from mlx_medphi.demo import BASE, DemoResult, DemoSettings, Notes, Prepared, _right, run_demo
 from mlx_medphi.errors import TrainingError
@@ -17,6 +22,24 @@ from mlx_medphi.model.fuse import FuseReport
 from mlx_medphi.training.events import Evaluated, Started, Stepped
 
 Shown = tuple[DemoResult, list[Any]]
+# One update on four rows in place of the whole.
+QUICK = DemoSettings(
+    train_rows=4,
+    valid_rows=2,
+    held_out=1,
+    fuse_rows=1,
+    train=TrainConfig(iters=1, learning_rate=1e-3, batch_size=1, max_length=512),
+    lora=LoRAConfig(rank=2),
+)
+
+
+@pytest.fixture(scope="module")
+def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """The demo's result and events, with one update on four rows in place of the whole."""
+
+    events: list[Any] = []
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    return run_demo(out, settings=QUICK, on_event=events.append), events
 
 
 def test_the_path_is_told_in_its_order(quick_demo: Shown) -> None:
@@ -48,7 +71,7 @@ def test_a_second_demo_does_not_touch_the_first(quick_demo: Shown) -> None:
     done, _ = quick_demo
     before = (done.out / "run.json").read_bytes()
     with pytest.raises(TrainingError, match="already in use"):
-        run_demo(done.out, on_event=lambda event: None)
+        run_demo(done.out, settings=QUICK, on_event=lambda event: None)
     assert (done.out / "run.json").read_bytes() == before
 
 
@@ -60,7 +83,7 @@ def test_a_demo_stopped_from_the_keyboard_does_not_go_on(tmp_path: Path) -> None
         if isinstance(event, Stepped):
             signal.raise_signal(signal.SIGINT)
 
-    settings = DemoSettings(train_rows=4, valid_rows=1, held_out=1)
+    settings = replace(QUICK, train=TrainConfig(iters=5, batch_size=1, max_length=512))
     with pytest.raises(KeyboardInterrupt):
         run_demo(tmp_path / "demo", settings=settings, on_event=press_ctrl_c)
     assert sum(isinstance(event, Stepped) for event in events) == 1
@@ -91,3 +114,53 @@ def test_the_demo_writes_notes_that_are_right(tmp_path: Path) -> None:
     assert done.result.best_loss is not None and done.result.first_loss is not None
     assert done.result.best_loss < 0.2 * done.result.first_loss
     assert done.same_notes
+
+
+@pytest.fixture
+def told_again(monkeypatch: pytest.MonkeyPatch, quick_demo: Shown) -> None:
+    """A demo that has run already tells its events again."""
+    result, events = quick_demo
+
+    def run_again(out: Path, *, on_event: Callable[[Any], None]) -> DemoResult:
+        for event in events:
+            on_event(event)
+        return replace(result, out=out)
+
+    monkeypatch.setattr("mlx_medphi.demo.run_demo", run_again)
+
+
+def test_the_demo_tells_its_story(
+    told_again: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    done = capfd.readouterr()
+    parts = [
+        "made by this project",
+        "base: ",
+        "a conversation that is held out:",
+        "note before training:",
+        "note after training:",
+        "fused into the base:",
+        "fused == adapted: every note the same",
+        "what is stored:",
+        "  adapter ",
+        "medphi adapter inspect runs/demo/medical_changes.safetensors",
+    ]
+    places = [done.out.find(part) for part in parts]
+    assert -1 not in places and places == sorted(places)
+    assert "validation loss" in done.err
+
+
+def test_the_demo_as_json(
+    told_again: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--json"]) == 0
+    done = capfd.readouterr()
+    told = json.loads(done.out)
+    assert done.err == "" and told["same_notes"] is True
+    assert told["after"]["facts"] == 10 and len(told["after"]["notes"]) == 1
+    assert told["report"]["base_bytes"] == told["report"]["fused_bytes"]
