@@ -17,8 +17,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 
 help:
 	@echo "make demo    the whole path on the embedded model and sample, offline"
-	@echo "make test    the tests"
-	@echo "make check   lint, types and tests with coverage: what CI runs"
+	@echo "make test    the fast tests"
+	@echo "make check   lint, types, fast and slow tests with coverage: what CI runs"
 	@echo "make format  put the sources into the form that lint expects"
 	@echo "make bench-full-size  load, train and write with a 3.8 B model of random weights (24 GB)"
 	@echo "make clean   remove .venv and caches"
@@ -30,7 +30,7 @@ test: $(READY)
 	$(PYTEST)
 
 check: lint types
-	$(PYTEST) --cov
+	$(PYTEST) --cov -m "not network and not macos and not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -113,6 +113,7 @@ def test_every_example_explains_itself(path: Path) -> None:
     assert "usage:" in done.stdout and (path.name in done.stdout or "make " in done.stdout)
 
 
+@pytest.mark.slow
 def test_the_example_on_mts_dialog_runs(tmp_path: Path) -> None:
     from mlx_medphi.data.synthetic import sample
 

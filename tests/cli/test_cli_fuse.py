@@ -75,6 +75,7 @@ def test_an_existing_output_needs_to_be_told_to_replace(
 
 
 @pytest.mark.parametrize("precision", ["float16", "8bit"])
+@pytest.mark.slow
 def test_an_adapter_trained_with_quantize_is_fused_into_the_same_numbers(
     run: Any, model: Path, prepared: Path, tmp_path: Path, precision: str
 ) -> None:

@@ -123,6 +123,7 @@ def test_no_pattern_reaches_from_one_turn_into_the_next(example) -> None:
     assert not screen([example("a", "Doctor: My name is\nPatient: Jane who?", "Dr.")]).found
 
 
+@pytest.mark.slow
 def test_recall_on_names_planted_by_the_authors(shared_data: Path) -> None:
     folder = shared_data / "aci-bench"
     rows = {row.id.rsplit("/", 1)[1]: row for row in load_examples(folder)}
@@ -146,6 +147,7 @@ def test_recall_on_names_planted_by_the_authors(shared_data: Path) -> None:
     assert aci_bench.SOURCE == next(iter(rows.values())).source
 
 
+@pytest.mark.slow
 def test_self_introductions_are_found_in_role_played_consultations(shared_data: Path) -> None:
     rows = primock57.read(shared_data / "primock57")
     plain = [

@@ -137,6 +137,7 @@ def test_every_kind_of_example_reads_back_equal(example) -> None:
         assert jsonl.example_from_row(content, "other", "") == row
 
 
+@pytest.mark.slow
 def test_mlx_lm_reads_the_rows_as_chats(example) -> None:
     datasets = pytest.importorskip("mlx_lm.tuner.datasets")
     rows = [jsonl.row_from_example(example("a", section="CC"))]

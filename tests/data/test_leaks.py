@@ -97,6 +97,7 @@ def test_a_short_dialogue_inside_a_long_one_is_no_duplicate(example) -> None:
     assert near_duplicates(rows) == []
 
 
+@pytest.mark.slow
 def test_a_greeting_that_opens_every_row_does_not_make_the_search_quadratic(example) -> None:
     greeting = "Doctor: " + " ".join(f"hello{i}" for i in range(60))
     rows = [

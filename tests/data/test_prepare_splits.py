@@ -176,6 +176,7 @@ def test_the_leaks_of_mts_dialog_are_found_in_seconds(shared_data: Path) -> None
     assert seconds < 15
 
 
+@pytest.mark.slow
 def test_primock_and_aci_have_no_leaks_between_their_splits(shared_data: Path) -> None:
     examples = load_examples([shared_data / "primock57", shared_data / "aci-bench"])
     with pytest.raises(DataError, match="personal identifiers found"):

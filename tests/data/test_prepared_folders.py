@@ -161,6 +161,7 @@ def test_a_folder_without_rows_is_a_usage_error(tmp_path: Path) -> None:
         read_splits(tmp_path)
 
 
+@pytest.mark.slow
 def test_real_data_survives_the_round_trip(shared_data: Path, tmp_path: Path) -> None:
     folders = [shared_data / name for name in ("mts-dialog", "primock57", "aci-bench")]
     whole = prepare(load_examples(folders)[::4], accept_identifiers=True)

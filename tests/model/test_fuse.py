@@ -348,6 +348,7 @@ def test_a_quantised_base_unpacks_to_float16(
     [("lora", mx.float32), ("dora", mx.bfloat16), ("lora", mx.float16)],
     ids=["float32", "bfloat16", "float16"],
 )
+@pytest.mark.slow
 def test_only_changed_layers_of_a_quantised_base_go_to_8_bits(
     kind: str, scales: mx.Dtype, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def test_the_fused_model_says_what_the_adapter_says_on_the_quantised_base(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_it_is_what_the_base_stored_quantised_gives(dtype: str, tmp_path: Path) -> None:
     folder = save_base(tmp_path / "base", dtype=dtype)
     adapter = trained(tmp_path, folder, keys=["mlp.down_proj"])

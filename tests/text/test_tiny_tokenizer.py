@@ -104,6 +104,7 @@ def test_conversations_and_notes_come_back_as_they_were() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_script_makes_this_very_file(script: ModuleType, tmp_path: Path) -> None:
     digest = script.write_tokenizer(tmp_path)
     assert digest == sha256_file(TINY / "tokenizer.json")

@@ -57,6 +57,7 @@ def test_ids_of_published_vectors(phi3: Tokenizer, shared_tokenizer: Path) -> No
         assert phi3.encode_text(text) == [int(number) for number in line.split()], repr(text)
 
 
+@pytest.mark.slow
 def test_every_mts_dialogue_has_the_ids_of_the_pipeline(phi3: Tokenizer, shared_data: Path) -> None:
     examples = load_examples(shared_data / "mts-dialog")
     assert len(examples) >= 1501

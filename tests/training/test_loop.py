@@ -116,6 +116,7 @@ def test_equal_runs_are_equal_bit_for_bit(base: Base, tokenizer, rows, tmp_path:
     _same_run(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_how_often_is_evaluated_does_not_change_training(
     base: Base, tokenizer, rows, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_how_often_is_evaluated_does_not_change_training(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_the_kept_weights_are_the_best_ones_that_were_measured(
     base: Base, tokenizer, rows, tmp_path: Path
 ) -> None:
@@ -163,6 +165,7 @@ def test_fewer_rows_than_a_batch_train(base: Base, tokenizer, rows, tmp_path: Pa
     assert result.steps >= 2 and result.first_loss is None and result.best_step is None
 
 
+@pytest.mark.slow
 def test_patience_ends_the_run(base: Base, tokenizer, rows, tmp_path: Path) -> None:
     config = replace(CONFIG, iters=40, learning_rate=0.5, eval_every=1, patience=2)
     config = replace(config, final_learning_rate=1.0)
@@ -171,6 +174,7 @@ def test_patience_ends_the_run(base: Base, tokenizer, rows, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_was(
     base: Base, tokenizer, rows, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -477,6 +481,7 @@ def test_a_rank_above_the_smaller_side_is_refused(base: Base, tokenizer, rows, t
         _run(base, tokenizer, rows, tmp_path / "run", lora=LoRAConfig(rank=65))
 
 
+@pytest.mark.slow
 def test_a_listener_that_fails_loses_no_update(base: Base, tokenizer, rows, tmp_path: Path) -> None:
     def fail(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == 3:
