@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -257,11 +258,9 @@ def _type_problem(name: str, value: Any, hint: Any) -> str | None:
         return None
     problem = f"{name} is {value!r}, expected {_words(hint)}"
     if isinstance(value, str) and _fits(0.5, hint):
-        try:
+        with suppress(ValueError):
             # YAML 1.1 takes 2e-4 for text; with a point it is a number.
-            return f"{problem}; write {float(value):.12f}".rstrip("0")
-        except ValueError:
-            pass
+            problem = f"{problem}; write {float(value):.12f}".rstrip("0")
     return problem
 
 

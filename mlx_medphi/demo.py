@@ -19,7 +19,7 @@ from mlx_medphi.model.checkpoint import load
 from mlx_medphi.model.fuse import FuseReport, fuse
 from mlx_medphi.model.fuse_text import text_rows
 from mlx_medphi.model.generate import generate_note
-from mlx_medphi.model.phi3 import Phi3ForCausalLM
+from mlx_medphi.model.phi3 import Phi3ForCausalLM, parameter_count
 from mlx_medphi.text.tokenizer import Tokenizer
 from mlx_medphi.training.events import Event
 from mlx_medphi.training.loop import train
@@ -139,9 +139,8 @@ def run_demo(
     learned = sample(settings.train_rows, seed=1)
     measured = sample(settings.valid_rows, seed=2, held_out=True)
     shown = sample(settings.held_out, seed=7, held_out=True)
-    header = read_safetensors_header(BASE / "model.safetensors")
-    sizes = (sum(_elements(info.shape) for info in header.tensors.values()), header.tensor_bytes)
-    on_event(Prepared(*sizes, train_rows=len(learned), held_out=len(shown)))
+    stored = read_safetensors_header(BASE / "model.safetensors").tensor_bytes
+    on_event(Prepared(parameter_count(model), stored, train_rows=len(learned), held_out=len(shown)))
     on_event(before := _write("before", model, tokenizer, shown))
     result = train(
         model,
@@ -192,10 +191,3 @@ def _right(wanted: Facts, note: str) -> int:
     if found is None:
         return 0
     return sum(getattr(found, f.name) == getattr(wanted, f.name) for f in fields(Facts))
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
