@@ -13,7 +13,7 @@ FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; exit; }; done)
 
-.PHONY: help demo test check lint types format bench-full-size clean
+.PHONY: help demo test check lint types format bench-export bench-full-size clean
 
 help:
 	@echo "make demo    the whole path on the embedded model and sample, offline"
@@ -21,6 +21,7 @@ help:
 	@echo "make check   lint, types, fast and slow tests with coverage: what CI runs"
 	@echo "make format  put the sources into the form that lint expects"
 	@echo "make bench-full-size  load, train and write with a 3.8 B model of random weights (24 GB)"
+	@echo "make bench-export     export a 3.8 B model of random weights to Core ML (12 GB of disk)"
 	@echo "make clean   remove .venv and caches"
 
 demo: $(READY)
@@ -55,6 +56,9 @@ $(READY): $(PINS) pyproject.toml
 
 bench-full-size: $(READY)
 	$(BIN)/python examples/bench_full_size.py
+
+bench-export: $(READY)
+	$(BIN)/python examples/bench_export.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info

@@ -24,11 +24,16 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterError",
     "AdapterInfo",
+    "Bundle",
+    "BundleError",
     "CheckpointError",
     "ConfigError",
     "Conversation",
     "DataError",
     "Example",
+    "ExportConfig",
+    "ExportError",
+    "ExportPlan",
     "FuseError",
     "GenerateConfig",
     "GenerationError",
@@ -36,6 +41,8 @@ __all__ = [
     "LoRAConfig",
     "MedPhiError",
     "Note",
+    "ParityError",
+    "ParityReport",
     "SplitPlan",
     "Splits",
     "Tokenizer",
@@ -48,20 +55,25 @@ __all__ = [
     "adapter_diff",
     "adapter_info",
     "convert_adapter",
+    "export",
     "fuse",
     "generate_note",
     "load",
     "load_adapter",
     "load_examples",
     "measure_lengths",
+    "open_bundle",
+    "plan_export",
     "prepare",
     "read_splits",
+    "rehearse",
     "remove_lora",
     "save_adapter",
     "save_model",
     "stream_note",
     "summarise",
     "train",
+    "verify",
     "write_splits",
 ]
 
@@ -69,18 +81,21 @@ __all__ = [
 _MODULES = {
     "errors": (
         "AdapterError",
+        "BundleError",
         "CheckpointError",
         "ConfigError",
         "DataError",
+        "ExportError",
         "FuseError",
         "GenerationError",
         "HubError",
         "MedPhiError",
+        "ParityError",
         "TokenizerError",
         "TrainingError",
         "UsageError",
     ),
-    "config": ("GenerateConfig", "LoRAConfig", "TrainConfig"),
+    "config": ("ExportConfig", "GenerateConfig", "LoRAConfig", "TrainConfig"),
     "data.assign": ("SplitPlan",),
     "data.examples": ("Conversation", "Example", "Note", "Turn"),
     "data.load": ("load_examples",),
@@ -103,10 +118,18 @@ _MODULES = {
     "model.generate": ("generate_note", "stream_note"),
     "training.loop": ("train",),
     "training.result": ("TrainResult",),
+    "coreml.bundle": ("Bundle", "open_bundle"),
+    "coreml.export": ("ExportPlan", "export", "plan_export"),
+    "coreml.rehearse": ("rehearse",),
+    "coreml.verify": ("ParityReport", "verify"),
 }
 
 if TYPE_CHECKING:
-    from mlx_medphi.config import GenerateConfig, LoRAConfig, TrainConfig
+    from mlx_medphi.config import ExportConfig, GenerateConfig, LoRAConfig, TrainConfig
+    from mlx_medphi.coreml.bundle import Bundle, open_bundle
+    from mlx_medphi.coreml.export import ExportPlan, export, plan_export
+    from mlx_medphi.coreml.rehearse import rehearse
+    from mlx_medphi.coreml.verify import ParityReport, verify
     from mlx_medphi.data.assign import SplitPlan
     from mlx_medphi.data.examples import Conversation, Example, Note, Turn
     from mlx_medphi.data.load import load_examples
@@ -115,13 +138,16 @@ if TYPE_CHECKING:
     from mlx_medphi.data.summary import summarise
     from mlx_medphi.errors import (
         AdapterError,
+        BundleError,
         CheckpointError,
         ConfigError,
         DataError,
+        ExportError,
         FuseError,
         GenerationError,
         HubError,
         MedPhiError,
+        ParityError,
         TokenizerError,
         TrainingError,
         UsageError,

@@ -9,15 +9,30 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from mlx_medphi.errors import ConfigError
+from mlx_medphi.validation import (
+    at_least,
+    check_types,
+    finite_positive,
+    in_range,
+    one_of,
+    raise_all,
+    type_problem,
+)
 
-__all__ = ["PROJECTIONS", "GenerateConfig", "LoRAConfig", "TrainConfig", "load_config", "to_dict"]
+__all__ = [
+    "PROJECTIONS",
+    "ExportConfig",
+    "GenerateConfig",
+    "LoRAConfig",
+    "TrainConfig",
+    "load_config",
+    "to_dict",
+]
 
 FineTuneType = Literal["lora", "rslora", "dora"]
 
@@ -33,6 +48,8 @@ PROJECTIONS = (
 MAX_LEARNING_RATE = 1.0
 # Above these a run could not end, or its plan not be held in memory.
 MAX_ITERS, MAX_EPOCHS, MAX_ROWS = 10_000_000, 10_000, 4096
+# Extents of a Core ML program: caches grow by 64, a prefill beyond 512 only costs memory.
+BLOCK, MAX_PREFILL, MAX_CONTEXT, MAX_RANK = 64, 512, 131072, 1024
 MAX_SEED = 2**63 - 1  # what a random key of MLX is made from
 
 
@@ -58,18 +75,18 @@ class LoRAConfig:
     fine_tune_type: FineTuneType = "lora"
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         # YAML and notebooks hand over lists.
         object.__setattr__(self, "keys", tuple(self.keys))
         problems = [
-            _at_least("rank", self.rank, 1),
-            _finite_positive("scale", self.scale),
-            _in_range("dropout", self.dropout, 0.0, 0.9),
+            at_least("rank", self.rank, 1),
+            finite_positive("scale", self.scale),
+            in_range("dropout", self.dropout, 0.0, 0.9),
             None if self.keys else "keys is empty: name at least one projection",
-            None if self.num_layers is None else _at_least("num_layers", self.num_layers, 1),
-            _one_of("fine_tune_type", self.fine_tune_type, get_args(FineTuneType)),
+            None if self.num_layers is None else at_least("num_layers", self.num_layers, 1),
+            one_of("fine_tune_type", self.fine_tune_type, get_args(FineTuneType)),
         ]
-        _raise_all(type(self).__name__, problems)
+        raise_all(type(self).__name__, problems)
 
     @property
     def multiplier(self) -> float:
@@ -116,25 +133,25 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         problems = [
-            None if self.iters is None else _in_range("iters", self.iters, 1, MAX_ITERS),
-            _finite_positive("epochs", self.epochs),
-            _in_range("epochs", self.epochs, 0.0, MAX_EPOCHS),
-            _finite_positive("learning_rate", self.learning_rate),
-            _in_range("learning_rate", self.learning_rate, 0.0, MAX_LEARNING_RATE),
-            _in_range("warmup", self.warmup, 0.0, 1.0),
-            _in_range("final_learning_rate", self.final_learning_rate, 0.0, 1.0),
-            _in_range("weight_decay", self.weight_decay, 0.0, 1.0),
-            _finite_positive("max_grad_norm", self.max_grad_norm),
-            _in_range("batch_size", self.batch_size, 1, MAX_ROWS),
-            _in_range("grad_accumulation_steps", self.grad_accumulation_steps, 1, MAX_ROWS),
-            _at_least("max_length", self.max_length, 16),
-            None if self.eval_every is None else _at_least("eval_every", self.eval_every, 1),
-            None if self.patience is None else _at_least("patience", self.patience, 1),
-            _in_range("seed", self.seed, 0, MAX_SEED),
+            None if self.iters is None else in_range("iters", self.iters, 1, MAX_ITERS),
+            finite_positive("epochs", self.epochs),
+            in_range("epochs", self.epochs, 0.0, MAX_EPOCHS),
+            finite_positive("learning_rate", self.learning_rate),
+            in_range("learning_rate", self.learning_rate, 0.0, MAX_LEARNING_RATE),
+            in_range("warmup", self.warmup, 0.0, 1.0),
+            in_range("final_learning_rate", self.final_learning_rate, 0.0, 1.0),
+            in_range("weight_decay", self.weight_decay, 0.0, 1.0),
+            finite_positive("max_grad_norm", self.max_grad_norm),
+            in_range("batch_size", self.batch_size, 1, MAX_ROWS),
+            in_range("grad_accumulation_steps", self.grad_accumulation_steps, 1, MAX_ROWS),
+            at_least("max_length", self.max_length, 16),
+            None if self.eval_every is None else at_least("eval_every", self.eval_every, 1),
+            None if self.patience is None else at_least("patience", self.patience, 1),
+            in_range("seed", self.seed, 0, MAX_SEED),
         ]
-        _raise_all(type(self).__name__, problems)
+        raise_all(type(self).__name__, problems)
 
 
 @dataclass(frozen=True)
@@ -158,22 +175,84 @@ class GenerateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         problems = [
-            _at_least("max_tokens", self.max_tokens, 1),
-            _in_range("temperature", self.temperature, 0.0, 10.0),
-            _in_range("top_p", self.top_p, 1e-6, 1.0),
-            _in_range("min_p", self.min_p, 0.0, 1.0),
-            _in_range("repetition_penalty", self.repetition_penalty, 1.0, 10.0),
-            _in_range("seed", self.seed, 0, MAX_SEED),
+            at_least("max_tokens", self.max_tokens, 1),
+            in_range("temperature", self.temperature, 0.0, 10.0),
+            in_range("top_p", self.top_p, 1e-6, 1.0),
+            in_range("min_p", self.min_p, 0.0, 1.0),
+            in_range("repetition_penalty", self.repetition_penalty, 1.0, 10.0),
+            in_range("seed", self.seed, 0, MAX_SEED),
         ]
-        _raise_all(type(self).__name__, problems)
+        raise_all(type(self).__name__, problems)
 
 
-Config = TypeVar("Config", LoRAConfig, TrainConfig, GenerateConfig)
+@dataclass(frozen=True)
+class ExportConfig:
+    """What the Core ML package is made of.
+
+    Attributes:
+        bits: bits of the projections: 16, 8 or 4; None means a quantised base's own, 4 for a plain
+            one.
+        group_size: weights that share a scale, where a plain base is quantised.
+        scheme: "block": one scale per group, for the GPU; "channel": one per row, for the Neural
+            Engine.
+        embedding_bits: bits of the embedding, 8 or 16; `bits` 16 makes it 16.
+        head_bits: bits of the output head, 8 or 16; at 8 a quantised head keeps its own.
+        context: tokens that the key/value cache holds, a multiple of 64; None means 2048, or all
+            the model has.
+        prefill: tokens that one call of the prefill function reads.
+        adapters: "slots": filled at run time; "functions": one pair of functions for each;
+            "fused": one adapter folded into the weights; "none": the base alone.
+        slot_rank: rank of the slots; None means the smallest of 8, 16, 32, 64 … that holds every
+            adapter given, 16 without one.
+        slot_kind: "state": slots are states of the model; "input": inputs of every call.
+        attention: "fused": one operation; "decomposed": its steps, with the softmax in float32.
+        residual: dtype of the sum that runs through all blocks; "float32" where its numbers come
+            near float16's end, which a verification with its layers shows.
+        compute_units: what an app is advised to run on.
+        author: who made the model, for its metadata.
+        licence: terms of the weights, for its metadata; empty takes those the base names.
+    """
+
+    bits: Literal[4, 8, 16] | None = None
+    group_size: Literal[32, 64, 128] = 64
+    scheme: Literal["block", "channel"] = "block"
+    embedding_bits: Literal[8, 16] = 8
+    head_bits: Literal[8, 16] = 8
+    context: int | None = None
+    prefill: int = 64
+    adapters: Literal["slots", "functions", "fused", "none"] = "slots"
+    slot_rank: int | None = None
+    slot_kind: Literal["state", "input"] = "state"
+    attention: Literal["fused", "decomposed"] = "fused"
+    residual: Literal["float16", "float32"] = "float16"
+    compute_units: Literal["cpu_and_gpu", "cpu_and_neural_engine", "cpu_only", "all"] = (
+        "cpu_and_gpu"
+    )
+    author: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        context = self.context if self.context is not None else BLOCK
+        problems = [
+            in_range("prefill", self.prefill, 2, MAX_PREFILL),
+            in_range("context", context, BLOCK, MAX_CONTEXT),
+            None if context % BLOCK == 0 else f"context is {context}, expected a multiple of 64",
+            None
+            if context >= self.prefill
+            else f"prefill is {self.prefill}, more than the context of {context} tokens",
+            in_range("slot_rank", 1 if self.slot_rank is None else self.slot_rank, 1, MAX_RANK),
+        ]
+        raise_all(type(self).__name__, problems)
 
 
-def to_dict(config: LoRAConfig | TrainConfig | GenerateConfig) -> dict[str, Any]:
+AnyConfig = LoRAConfig | TrainConfig | GenerateConfig | ExportConfig
+Config = TypeVar("Config", LoRAConfig, TrainConfig, GenerateConfig, ExportConfig)
+
+
+def to_dict(config: AnyConfig) -> dict[str, Any]:
     """The settings as plain JSON values."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
@@ -195,8 +274,8 @@ def updated(config: Config, values: Mapping[str, Any], where: str) -> Config:
             )
             problems.append(f"unknown key {key!r}{hint}")
         else:
-            problems.append(_type_problem(key, value, hints[key]))
-    _raise_all(where, problems)
+            problems.append(type_problem(key, value, hints[key]))
+    raise_all(where, problems)
     try:
         return replace(config, **values)
     except ConfigError as exc:
@@ -237,92 +316,3 @@ def load_config(path: Path) -> tuple[LoRAConfig, TrainConfig]:
         updated(LoRAConfig(), sections["lora"], f"{path}, section lora"),
         updated(TrainConfig(), sections["train"], f"{path}, section train"),
     )
-
-
-def _check_types(config: LoRAConfig | TrainConfig | GenerateConfig) -> None:
-    hints = get_type_hints(type(config))
-    names = [field.name for field in fields(config)]
-    problems = [_type_problem(name, getattr(config, name), hints[name]) for name in names]
-    _raise_all(type(config).__name__, problems)
-    for name in names:
-        value = getattr(config, name)
-        # A sweep hands over numpy's numbers; run.json and repr want Python's.
-        if type(value) is not bool and isinstance(value, Integral):
-            object.__setattr__(config, name, int(value))
-        elif type(value) is not bool and isinstance(value, Real):
-            object.__setattr__(config, name, float(value))
-
-
-def _type_problem(name: str, value: Any, hint: Any) -> str | None:
-    if _fits(value, hint):
-        return None
-    problem = f"{name} is {value!r}, expected {_words(hint)}"
-    if isinstance(value, str) and _fits(0.5, hint):
-        with suppress(ValueError):
-            # YAML 1.1 takes 2e-4 for text; with a point it is a number.
-            problem = f"{problem}; write {float(value):.12f}".rstrip("0")
-    return problem
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    options = get_args(hint) if get_origin(hint) not in (tuple, Literal) else ()
-    if options:  # a union
-        return any(_fits(value, option) for option in options)
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    if hint is type(None):
-        return value is None
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, Integral) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(repr(option) for option in get_args(hint))
-    if get_origin(hint) is tuple:
-        return "a list of names"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        type(None): "null",
-        str: "text",
-    }
-    options = get_args(hint) or (hint,)
-    return " or ".join(names.get(option, str(option)) for option in options)
-
-
-def _at_least(name: str, value: int, low: int) -> str | None:
-    return None if value >= low else f"{name} is {value}, expected at least {low}"
-
-
-def _finite_positive(name: str, value: float) -> str | None:
-    good = 0 < value < math.inf
-    return None if good else f"{name} is {value}, expected a positive number"
-
-
-def _in_range(name: str, value: float, low: float, high: float) -> str | None:
-    return (
-        None
-        if low <= value <= high
-        else f"{name} is {value}, expected between {low:g} and {high:g}"
-    )
-
-
-def _one_of(name: str, value: str, options: tuple[str, ...]) -> str | None:
-    return (
-        None if value in options else f"{name} is {value!r}, expected one of {', '.join(options)}"
-    )
-
-
-def _raise_all(where: str, problems: list[str | None]) -> None:
-    found = list(dict.fromkeys(problem for problem in problems if problem))
-    if found:
-        raise ConfigError(f"{where}: " + "; ".join(found))

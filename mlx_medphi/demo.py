@@ -1,4 +1,4 @@
-"""The whole path on the embedded base and sample: train, write a note before and after, keep, fuse.
+"""The whole path on the embedded base and sample: train, write notes, keep, fuse, export, verify.
 
 The base is a tiny model in Phi-3's form and the conversations are made up; both were made by this
 project. Nothing is fetched, no patient is in it, and nothing it writes is advice.
@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from mlx_medphi.config import GenerateConfig, LoRAConfig, TrainConfig
+from mlx_medphi.config import ExportConfig, GenerateConfig, LoRAConfig, TrainConfig
+from mlx_medphi.coreml.bundle import Bundle
+from mlx_medphi.coreml.export import export
+from mlx_medphi.coreml.rehearse import rehearse
 from mlx_medphi.data.examples import Example
 from mlx_medphi.data.synthetic import Facts, facts, parse_note, sample
 from mlx_medphi.files import read_safetensors_header
@@ -25,10 +28,10 @@ from mlx_medphi.training.events import Event
 from mlx_medphi.training.loop import train
 from mlx_medphi.training.result import TrainResult
 
-__all__ = ["BASE", "DemoResult", "DemoSettings", "Notes", "Prepared", "run_demo"]
+__all__ = ["BASE", "DemoResult", "DemoSettings", "Exported", "Notes", "Prepared", "run_demo"]
 
 BASE = Path(__file__).parent / "assets" / "tiny"
-ADAPTER_FILE = "medical_changes.safetensors"
+ADAPTER_FILE, BUNDLE_NAME, ADAPTER_NAME = "medical_changes.safetensors", "notes.medphi", "soap"
 GENERATE = GenerateConfig(max_tokens=96)
 
 
@@ -43,6 +46,7 @@ class DemoSettings:
         fuse_rows: how many of the measured ones the fused model is compared on.
         train: the training settings.
         lora: the adapter settings.
+        export: how the bundle is made; 16 bits, as a base this small has no weight to spare.
     """
 
     train_rows: int = 320
@@ -60,6 +64,7 @@ class DemoSettings:
         eval_every=20,
     )
     lora: LoRAConfig = LoRAConfig(rank=16, scale=2.0, dropout=0.0)
+    export: ExportConfig = ExportConfig(bits=16, context=512)
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,23 @@ class Notes:
 
 
 @dataclass(frozen=True)
+class Exported:
+    """The bundle, and the first held-out conversation's note as the saved package writes it.
+
+    Attributes:
+        bundle: verified and opened.
+        note: written by the interpreter, from the files of the bundle alone.
+        same: whether it is the note that the adapted model wrote.
+        seconds: how long exporting, verifying and writing took.
+    """
+
+    bundle: Bundle
+    note: str
+    same: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
 class DemoResult:
     """What the demo showed; every file lies below `out`."""
 
@@ -105,6 +127,7 @@ class DemoResult:
     after: Notes
     fused: Notes
     report: FuseReport
+    exported: Exported
     adapter_bytes: int
     seconds: float
 
@@ -118,20 +141,21 @@ def run_demo(
     out: Path,
     *,
     settings: DemoSettings = DemoSettings(),
-    on_event: Callable[[Prepared | Notes | Event | FuseReport], None],
+    on_event: Callable[[Prepared | Notes | Event | FuseReport | Exported], None],
 ) -> DemoResult:
-    """Train an adapter for the embedded base on the embedded sample, keep it, fuse it, compare.
+    """Train an adapter for the embedded base on the embedded sample, keep it, fuse it, export it.
 
     Args:
         out: a new directory.
         settings: how much is done.
         on_event: called with what has been reached: `Prepared`, `Notes`, training's own events,
-            the fuse's report.
+            the fuse's report, `Exported`.
 
     Raises:
         KeyboardInterrupt: training was stopped from the keyboard.
         TrainingError: `out` is in use.
         FuseError: the fused model is not the adapted one.
+        ParityError: the saved package is not the model.
     """
     begun = time.monotonic()
     # float32: processors have no fast float16, and the base is small.
@@ -160,6 +184,7 @@ def run_demo(
     report = fuse(BASE, result.adapter, out / "fused", token_rows=rows)
     on_event(report)
     on_event(fused := _write("fused", load(out / "fused", dtype="float32")[0], tokenizer, shown))
+    on_event(exported := _export(result.adapter, out / BUNDLE_NAME, settings.export, after))
     return DemoResult(
         out=out,
         result=result,
@@ -167,6 +192,7 @@ def run_demo(
         after=after,
         fused=fused,
         report=report,
+        exported=exported,
         adapter_bytes=(out / ADAPTER_FILE).stat().st_size,
         seconds=time.monotonic() - begun,
     )
@@ -183,6 +209,16 @@ def _write(
     wanted = len(fields(Facts)) * len(examples)
     formed = sum(parse_note(note) is not None for note in notes)
     return Notes(moment, tuple(examples), notes, formed, right, wanted, time.monotonic() - begun)
+
+
+def _export(adapter: Path, out: Path, config: ExportConfig, adapted: Notes) -> Exported:
+    begun = time.monotonic()
+    bundle = export(BASE, out, adapters={ADAPTER_NAME: adapter}, config=config)
+    first = adapted.examples[0]
+    note = rehearse(
+        bundle, first.conversation, adapter=ADAPTER_NAME, max_tokens=GENERATE.max_tokens
+    )
+    return Exported(bundle, note, note == adapted.notes[0], time.monotonic() - begun)
 
 
 def _right(wanted: Facts, note: str) -> int:

@@ -10,7 +10,10 @@
     ├── AdapterError        an adapter file is damaged or belongs to another model
     ├── TrainingError       training cannot start or go on
     ├── FuseError           folding an adapter into its base is refused or lost the training
-    └── GenerationError     a note cannot be written for this conversation
+    ├── GenerationError     a note cannot be written for this conversation
+    ├── ExportError         a model cannot become a Core ML package with these settings
+    └── BundleError         an exported bundle is missing, damaged, or not the model it says it is
+        └── ParityError     an exported model is further from the original than its limits allow
 
 A message says what was found, what was expected, where, and what to do. It never quotes patient
 text.
@@ -22,13 +25,16 @@ from collections.abc import Iterable
 
 __all__ = [
     "AdapterError",
+    "BundleError",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ExportError",
     "FuseError",
     "GenerationError",
     "HubError",
     "MedPhiError",
+    "ParityError",
     "TokenizerError",
     "TrainingError",
     "UsageError",
@@ -80,6 +86,26 @@ class TrainingError(MedPhiError):
 
 class FuseError(MedPhiError):
     """Folding an adapter into its base is refused or lost the training."""
+
+
+class ExportError(MedPhiError):
+    """A model cannot become a Core ML package with these settings."""
+
+
+class BundleError(MedPhiError):
+    """An exported bundle is missing, damaged, or not the model it says it is."""
+
+
+class ParityError(BundleError):
+    """An exported model is further from the original than its limits allow.
+
+    Attributes:
+        report: all figures, the same object that a verification without findings returns.
+    """
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class GenerationError(MedPhiError):

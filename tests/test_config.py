@@ -13,6 +13,7 @@ import pytest
 
 from mlx_medphi.config import (
     PROJECTIONS,
+    ExportConfig,
     GenerateConfig,
     LoRAConfig,
     TrainConfig,
@@ -23,7 +24,7 @@ from mlx_medphi.config import (
 from mlx_medphi.errors import ConfigError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-CONFIGS = [LoRAConfig, TrainConfig, GenerateConfig]
+CONFIGS = [LoRAConfig, TrainConfig, GenerateConfig, ExportConfig]
 
 
 def yaml_file(tmp_path: Path, text: str) -> Path:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlx_medphi.cli.export import bundle_text
 from mlx_medphi.cli.fuse import fuse_text
 from mlx_medphi.cli.options import JsonOption
 from mlx_medphi.cli.progress import Progress
 from mlx_medphi.cli.show import duration, examples, print_json, size
 
 if TYPE_CHECKING:
-    from mlx_medphi.demo import DemoResult, Notes, Prepared
+    from mlx_medphi.demo import DemoResult, Exported, Notes, Prepared
     from mlx_medphi.model.fuse import FuseReport
 
 __all__ = ["demo"]
@@ -34,10 +35,11 @@ def demo(
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Train, keep, fuse and write notes on the embedded sample.
+    """Train, keep, fuse, write notes and export, on the embedded sample.
 
     A tiny base learns from made-up conversations; a note is written before and after for one that
-    was held out; the adapter is kept and fused; what is stored is counted. About two minutes.
+    was held out; the adapter is kept and fused; base and adapter become a Core ML bundle, which is
+    verified and run; what is stored is counted. About two minutes.
     """
     # MLX comes with it, which no --help should wait for.
     from mlx_medphi.demo import run_demo
@@ -56,7 +58,7 @@ class _Teller:
     """Says what has been reached; training's own events go to the progress."""
 
     def __init__(self, progress: Callable[[Any], None]) -> None:
-        from mlx_medphi.demo import Notes, Prepared
+        from mlx_medphi.demo import Exported, Notes, Prepared
         from mlx_medphi.model.fuse import FuseReport
 
         self._progress = progress
@@ -64,6 +66,7 @@ class _Teller:
             Prepared: prepared_text,
             Notes: notes_text,
             FuseReport: fused_text,
+            Exported: exported_text,
         }
 
     def __call__(self, event: Any) -> None:
@@ -106,6 +109,15 @@ def fused_text(report: FuseReport) -> str:
     return f"fused into the base:\n{indent(fuse_text(report), '  ')}"
 
 
+def exported_text(exported: Exported) -> str:
+    """The bundle, and whether its saved program writes the adapted model's note."""
+    same = "the same" if exported.same else "NOT the same"
+    return (
+        f"exported for Core ML:\n{indent(bundle_text(exported.bundle), '  ')}\n"
+        f"  the saved package, run here by the interpreter, writes {same} first note"
+    )
+
+
 def stored_text(result: DemoResult) -> str:
     """What is on the disk now, and what to try next."""
     run, report = result.out, result.report
@@ -118,11 +130,13 @@ def stored_text(result: DemoResult) -> str:
             f"  base     {report.base_bytes:>10,} bytes of weights",
             f"  adapter  {result.adapter_bytes:>10,} bytes, {run}/medical_changes.safetensors",
             f"  fused    {report.fused_bytes:>10,} bytes of weights, {run}/fused",
+            f"  bundle   {result.exported.bundle.nbytes:>10,} bytes, {run}/notes.medphi",
             f"loss {result.result.first_loss:.3f} before training, "
             f"{result.result.best_loss:.3f} after update {result.result.best_step}",
             f"all of it took {duration(result.seconds)}; look closer with:",
             f"  medphi adapter inspect {run}/medical_changes.safetensors",
             f"  medphi generate --model {run}/fused --conversation FILE",
+            f"  medphi verify {run}/notes.medphi --layers",
         ]
     )
 

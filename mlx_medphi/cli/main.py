@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 import mlx_medphi
 from mlx_medphi.blas import load_blas
-from mlx_medphi.cli import adapter, check, data, demo, fuse, generate, train
+from mlx_medphi.cli import adapter, check, data, demo, export, fuse, generate, train, verify
 from mlx_medphi.cli.show import fail
 from mlx_medphi.errors import MedPhiError
 
@@ -60,6 +60,8 @@ app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=fuse.EXAMPLES)(fuse.fuse)
 app.add_typer(adapter.app)
+app.command(epilog=export.EXAMPLES)(export.export)
+app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=check.EXAMPLES)(check.check)
 
 

@@ -148,14 +148,13 @@ def _annotation(field: Field[Any], hint: Any, text: str, more: str | None) -> An
     if hint is bool:
         name = f"{flag}/--no-{flag[2:]}"
         default = None if default is None else flag[2:] if default else f"no-{flag[2:]}"
-    if get_origin(hint) is Literal:
-        choices = [str(choice) for choice in get_args(hint)]
+    if choices := [str(choice) for choice in _choices(hint)]:
         metavar = "|".join([*choices, more] if more else choices)
     if get_origin(hint) is tuple:
         default = ", ".join(default) if default else None
         text = f"{text} Repeat the option for several."
     # Typer would put brackets of its own around a default given as text.
-    shown = "" if default is None else f" [default: {default}]"
+    shown = "" if default in (None, "") else f" [default: {default}]"
     option = typer.Option(name, help=_for_people(text) + shown, show_default=False, metavar=metavar)
     return Annotated[_plain_type(hint) | None, option]
 
@@ -167,10 +166,18 @@ def _for_people(text: str) -> str:
     return text[:1].upper() + text[1:].replace(" is None", " is not given")
 
 
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The values a field may have, where they are few; None is absence."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    found = [option for option in get_args(hint) if get_origin(option) is Literal]
+    return get_args(found[0]) if found else ()
+
+
 def _plain_type(hint: Any) -> Any:
     """What typer parses: a field's choices are checked by the settings, which name them all."""
-    if get_origin(hint) is Literal:
-        return str
+    if choices := _choices(hint):
+        return type(choices[0])
     if get_origin(hint) is tuple:
         return list[str]
     options = [option for option in get_args(hint) if option is not type(None)]

@@ -48,6 +48,8 @@ from mlx_medphi.model.adapter_formats import (
 )
 from mlx_medphi.model.config import MAX_LAYERS
 from mlx_medphi.model.peft import read_peft
+from mlx_medphi.model.slot_pack import PACK_KIND, pack_adapter
+from mlx_medphi.model.slot_pack_read import read_pack
 
 __all__ = ["is_file_path", "read_adapter", "recorded_base"]
 
@@ -66,7 +68,8 @@ def read_adapter(path: Path, model: nn.Module | None = None) -> Adapter:
     """Read an adapter and check everything that can be checked without its base.
 
     Args:
-        path: a single file, or a directory of mlx-lm, of PEFT, or of both.
+        path: a single file of this library, for training or a slot pack; or a directory of mlx-lm,
+            of PEFT, or of both.
         model: the base; only a PEFT adapter that leaves out a part of a fused projection needs it.
 
     Raises:
@@ -110,6 +113,9 @@ def recorded_base(path: Path) -> str | None:
 
 
 def _read_file(path: Path) -> Adapter:
+    header = read_safetensors_header(path, AdapterError)
+    if header.metadata.get("format", "").startswith(PACK_KIND):
+        return pack_adapter(read_pack(path))
     tensors, metadata, problems = load_tensors(path)
     if metadata.get("format") != FILE_FORMAT:
         beside = path.parent / CONFIG_NAME

@@ -60,7 +60,9 @@ LAYER_NUMBER = r"(?:0|[1-9]\d{0,3})"
 """A block's number in tensor names: below MAX_LAYERS, as lists of all blocks are made from it."""
 ADAPTER_DTYPES = ("F32", "F16", "BF16")
 
-Form = Literal["medphi file", "mlx-lm and PEFT directory", "mlx-lm directory", "PEFT directory"]
+Form = Literal[
+    "medphi file", "slot pack", "mlx-lm and PEFT directory", "mlx-lm directory", "PEFT directory"
+]
 
 _LAYER = re.compile(rf"model\.layers\.({LAYER_NUMBER})\.(\w+\.\w+)")
 

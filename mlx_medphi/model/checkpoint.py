@@ -25,7 +25,7 @@ from mlx_medphi.model.shards import array_piece, header_bytes, write_pieces
 from mlx_medphi.model.weights import Checkpoint, open_checkpoint
 from mlx_medphi.text.tokenizer import Tokenizer
 
-__all__ = ["build_model", "load", "save_model"]
+__all__ = ["build_model", "load", "open_tokenizer", "save_model"]
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # What a config.json says about its own files, and the forms that `to_hf` writes anew.
@@ -67,6 +67,22 @@ def load(
     if quantize is not None:
         check_format(quantize)
     checkpoint = open_checkpoint(resolve_model(path_or_repo, revision=revision, offline=offline))
+    tokenizer = open_tokenizer(checkpoint)
+    model = build_model(checkpoint, dtype=dtype, quantize=quantize)
+    if adapter is not None:
+        from mlx_medphi.model.adapter import load_adapter
+
+        load_adapter(model, Path(adapter))
+    return model, tokenizer
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer beside a checkpoint.
+
+    Raises:
+        TokenizerError: its files are missing or damaged.
+        CheckpointError: it belongs to another model.
+    """
     if checkpoint.path.is_file() and not (checkpoint.directory / "tokenizer.json").exists():
         raise TokenizerError(
             f"{checkpoint.path}: a single file holds no tokenizer; put tokenizer.json, "
@@ -78,12 +94,7 @@ def load(
             f"{checkpoint.directory}: the tokenizer has {tokenizer.vocab_size} ids, the model "
             f"{checkpoint.config.vocab_size}; the two are not from the same checkpoint"
         )
-    model = build_model(checkpoint, dtype=dtype, quantize=quantize)
-    if adapter is not None:
-        from mlx_medphi.model.adapter import load_adapter
-
-        load_adapter(model, Path(adapter))
-    return model, tokenizer
+    return tokenizer
 
 
 def _check_dtype(dtype: str | None) -> None:

@@ -41,9 +41,11 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "data prepare",
         "data stats",
         "demo",
+        "export",
         "fuse",
         "generate",
         "train",
+        "verify",
     ]
 
 
