@@ -103,6 +103,7 @@ def quantization_facts(weights: Weights, request: Request, prepared: Prepared) -
         head=_stored(layers.get(HEAD, layers[EMBEDDING])),
         exceptions=weights.exceptions,
         error=weights.worst_error,
+        errors={w.layer: w.error for w in matrices if w.error is not None},
         subnormal_scales=weights.subnormal_scales,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = [
@@ -117,6 +117,7 @@ class Quantization:
         error: the largest difference from the values that MLX computes with, as a share of the
             largest value of its group; None where nothing is quantised.
         subnormal_scales: scales too small for a normal float16.
+        errors: layer -> the same as `error` for it alone.
     """
 
     source: Literal["mlx", "exported", "none"]
@@ -129,6 +130,7 @@ class Quantization:
     exceptions: Mapping[str, str]
     error: float | None
     subnormal_scales: int
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

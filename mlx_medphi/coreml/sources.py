@@ -31,6 +31,9 @@ __all__ = ["Prepared", "original_model", "prepare", "reference_model", "staged_f
 
 Progress = Callable[[str, int, int], None]
 
+SMALLEST_NORMAL = 2.0**-14
+"""Of float16."""
+
 # Beyond this share of the memory a model is computed in the dtype it is stored in.
 MEMORY_SHARE = 0.6
 
@@ -128,11 +131,15 @@ def _precision(request: Request) -> Precision:
 
 
 def reference_model(prepared: Prepared, plan: Plan, weight_file: Path) -> Phi3ForCausalLM:
-    """MLX with the exported weights.
+    """MLX with the exported weights: the checkpoint's codes, with the package's scales and offsets.
 
-    Weights quantised row by row have no form in MLX; they are read back from the weight file.
+    MLX stores where a group's zero lies as a number that bfloat16 rounds, the package as a whole
+    step; what that changes is told by `against`, so that the comparison of programs need not allow
+    for it. Weights quantised row by row have no form in MLX; they are read back from the weight
+    file.
     """
     model = build_model(prepared.checkpoint, dtype=_dtype(prepared.checkpoint))
+    _take_whole_offsets(model, plan)
     by_rows = [
         weight
         for weight in plan.weights.layers.values()
@@ -150,6 +157,25 @@ def reference_model(prepared: Prepared, plan: Plan, weight_file: Path) -> Phi3Fo
         model.load_weights(read_back, strict=False)
         mx.eval(model.parameters())
     return model
+
+
+def _take_whole_offsets(model: Phi3ForCausalLM, plan: Plan) -> None:
+    whole = {
+        name
+        for name, weight in plan.weights.layers.items()
+        if weight.form in ("integer offset", "no offset")
+    }
+    for name, layer in model.named_modules():
+        if name in whole and "biases" in layer:
+            step, low = (layer[part].astype(mx.float32) for part in ("scales", "biases"))
+            half = step.astype(mx.float16).astype(mx.float32)
+            # Steps below float16's normal range are those of groups that are one value.
+            tiny = mx.abs(step) < SMALLEST_NORMAL
+            zero = mx.round(-low / mx.where(tiny, 1.0, step))
+            dtype = layer.scales.dtype
+            layer.scales = mx.where(tiny, step, half).astype(dtype)
+            layer.biases = mx.where(tiny, low, -zero * half).astype(dtype)
+            mx.eval(layer.scales, layer.biases)
 
 
 def original_model(request: Request) -> Phi3ForCausalLM:

@@ -276,6 +276,25 @@ def test_a_decode_that_differs_from_prefill_is_found(golden: Golden, exported: E
     assert any("decode differ" in x for x in measured(package, golden, nothing).findings)
 
 
+def test_last_slots_that_differ_from_the_first_are_found(golden: Golden, exported: Export) -> None:
+    package, at = exported("mini-4k"), 0
+
+    def note_place(function: str, given: dict[str, Array]) -> dict[str, Array]:
+        nonlocal at
+        at = int(given["position"][0])
+        return given
+
+    def late(function: str, logits: Array) -> Array:
+        # Beyond everything the prompt reaches with its continuation.
+        return logits * np.float16(1.1) if at >= 44 else logits
+
+    short = Golden((next(golden.of(None)),))
+    report = measured(package, short, Doctored(package.predictor, before=note_place, after=late))
+    assert [case.error < 5e-3 for case in report.cases] == [True]
+    (line,) = report.findings
+    assert line.startswith("the first and the last slots differ by 9.9")
+
+
 def test_a_swap_that_changes_one_bit_is_found(golden: Golden, adapted: Export) -> None:
     package = adapted("slots")
     one = Golden((fewer_rows(golden.cases[0], 2),))
@@ -346,10 +365,10 @@ def test_figures_against_the_original_are_those_of_the_weights(golden: Golden) -
     results = against(coarse, golden, ADAPTERS)
     assert [result.name for result in results] == [case.name for case in golden.cases]
     assert all(result.error > 0.1 for result in results)
-    # The original is what is right; the exported logits are what is compared with it.
-    case = golden.cases[0]
-    model_rows = compare(replace(case, logits=case.logits * 2), case.logits)
-    assert model_rows.error == pytest.approx(0.5, abs=0.01)
+    # The original is what is right, and errors are shares of its logits.
+    twice = Golden(tuple(replace(case, logits=2 * case.logits) for case in golden.cases[:1]))
+    (result,) = against(exact, twice, {})
+    assert result.error == pytest.approx(1.0, abs=1e-3)
 
 
 def test_an_adapter_that_changes_nothing_is_told_from_one_that_is_weak() -> None:
@@ -365,3 +384,21 @@ def test_an_adapter_that_changes_nothing_is_told_from_one_that_is_weak() -> None
     assert parity._without_effect(there) == []
     (line,) = parity._without_effect(absent)
     assert line == "note-soap: the adapter changes the logits by 0% of what it does in MLX"
+    strong = base + 3 * (weak - base)
+    (line,) = parity._without_effect([(cases[0], base), (cases[1], strong)])
+    assert "by 300% of" in line
+
+
+def test_a_weak_adapter_that_is_not_there_is_found(golden: Golden, adapted: Export) -> None:
+    # MLX hears a change within the limits; this package computes the base instead.
+    package, base = adapted("slots"), next(golden.of(None))
+    change = 0.003 * np.random.default_rng(1).standard_normal(base.logits.shape)
+    weak = replace(base, adapter="lora", logits=base.logits + change.astype(np.float32))
+    empty = replace(
+        package.variants["lora"],
+        slots={k: np.zeros_like(v) for k, v in (package.variants["lora"].slots or {}).items()},
+    )
+    variants = {None: package.variants[None], "lora": empty}
+    report = measure(package.predictor, variants, Golden((base, weak)))
+    (line,) = report.findings
+    assert line.startswith("note-lora: the adapter changes the logits by")

@@ -177,6 +177,24 @@ def test_a_new_conversation_begins_at_the_first_slot() -> None:
     assert read(recorder)[-1] == ("read", 0, 1)
 
 
+def test_a_conversation_may_begin_in_a_later_slot_and_sees_nothing_before_it() -> None:
+    recorder = Recorder()
+    runner = Runner(recorder, replace(SHAPE, window=5, switch=30), start=16)
+    runner.feed(tokens(9))
+    assert read(recorder) == [("read", 16, 7), ("step", 24, 0)] and runner.length == 9
+    assert [row for _, row in rope_rows(recorder)] == [16, 24]
+    for call in recorder.calls:
+        mask = call.inputs["causalMask"]
+        wanted = causal_mask(call.position, len(call.ids), 32, 5)
+        np.testing.assert_array_equal(mask[..., 16:], wanted[..., 16:])
+        assert (mask[..., :16] == -10000).all()
+    with pytest.raises(BundleError, match="8 tokens after 9 do not fit"):
+        runner.feed(tokens(8))
+    runner.feed(tokens(7))
+    assert runner.state["slots"][16:].tolist() == [*tokens(9), *tokens(7)]
+    assert runner.state["slots"][:16].tolist() == [-1] * 16
+
+
 # --- LongRoPE -------------------------------------------------------------------------------------
 
 
@@ -230,9 +248,13 @@ def test_a_new_conversation_begins_with_the_first_tables() -> None:
     runner.feed(tokens(13))
     runner.reset()
     recorder.calls.clear()
-    runner.feed(tokens(4))
-    runner.feed([5])
-    assert rope_rows(recorder) == [(0, 0), (4, 4)]
+    runner.feed(tokens(12))
+    assert rope_rows(recorder) == [(0, 0), (8, 8)]
+    # What is read again is this conversation alone.
+    runner.feed([20])
+    assert runner.length == 13
+    assert runner.state["slots"][:13].tolist() == [*tokens(12), 20]
+    assert rope_rows(recorder)[2:] == [(0, 32), (8, 40)]
 
 
 # --- slots ----------------------------------------------------------------------------------------
