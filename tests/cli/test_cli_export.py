@@ -130,6 +130,7 @@ def test_a_dry_run_as_json_has_the_settings_and_the_sheet(
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes_and_says_nothing_of_its_own(
     run: Any, model: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +216,7 @@ def test_what_is_at_the_place_stays(
     assert (out / "mine.txt").read_text() == "mine" and left_in(tmp_path) == ["notes.medphi"]
 
 
+@pytest.mark.slow
 def test_an_older_bundle_is_replaced_when_told(run: Any, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "notes.medphi"
     assert run(*line(model, out, "--bits", 16, "--verify", "spec")).code == 0

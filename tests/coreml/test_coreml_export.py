@@ -96,11 +96,14 @@ FORMS = {
 }
 
 
-# 8 bits are stored as 4 are; the forms that have them by day are slots, and a change folded into 4.
+# Fast are one of each form and one of each number of bits; what a form is has its own tests.
+DAILY = {("states", 4), ("states", 8), ("functions", 16), ("fused", 4)}
+
+
 @pytest.mark.parametrize(
     ("form", "bits"),
     [
-        pytest.param(form, bits, marks=[pytest.mark.slow] if bits == 8 and form != "states" else [])
+        pytest.param(form, bits, marks=[] if (form, bits) in DAILY else [pytest.mark.slow])
         for form in FORMS
         for bits in (16, 8, 4)
     ],
@@ -690,6 +693,7 @@ def kill_an_export(base: Path, out: Path, stage: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_an_export_that_is_killed_leaves_the_older_bundle_whole(
     base: Path, older: Path, tmp_path: Path
 ) -> None:
@@ -728,6 +732,7 @@ def test_what_is_refused_leaves_nothing(
         export(base, place, adapters=adapters, config=settings(**changes), replace=True)
 
 
+@pytest.mark.slow
 def test_mini_itself_at_4_bits_in_a_full_context(tmp_path: Path) -> None:
     """Two blocks, and a context that is longer than the prompt, so that its edge is run too."""
     adapter = make_adapter(tmp_path / "soap.safetensors", MINI)

@@ -15,6 +15,7 @@ from reference_cases import (
     DORA,
     FOLDERS,
     LOGIT_ERROR,
+    LORA,
     MINI,
     PHI3,
     Export,
@@ -89,15 +90,17 @@ def test_pieces_of_any_length_equal_transformers(name: str, exported: Export) ->
     ("name", "changes"),
     [
         ("gqa", {"prefill": 8}),
-        ("sliding-window", {"prefill": 24}),
+        pytest.param("sliding-window", {"prefill": 24}, marks=pytest.mark.slow),
         ("longrope-long", {"prefill": 64}),
-        ("partial-rotary-tied", {"prefill": 5}),
-        ("mini-4k", {"context": 128}),
-        ("longrope-short", {"context": 192}),
-        ("gqa", {"attention": "decomposed"}),
+        pytest.param("partial-rotary-tied", {"prefill": 5}, marks=pytest.mark.slow),
+        pytest.param("mini-4k", {"context": 128}, marks=pytest.mark.slow),
+        pytest.param("longrope-short", {"context": 192}, marks=pytest.mark.slow),
+        pytest.param("gqa", {"attention": "decomposed"}, marks=pytest.mark.slow),
         ("sliding-window", {"attention": "decomposed"}),
         ("longrope-long", {"residual": "float32"}),
-        ("gqa", {"attention": "decomposed", "residual": "float32"}),
+        pytest.param(
+            "gqa", {"attention": "decomposed", "residual": "float32"}, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
@@ -278,6 +281,7 @@ def test_adapters_swapped_in_and_out_give_the_same_bits(kind: str, adapted: Expo
         assert agreement(np.delete(rows, i, 0), rows[[i, i]]).error > 10 * REORDERED
 
 
+@pytest.mark.slow
 def test_a_rank_below_the_slots_computes_the_same(tmp_path: Path, adapted: Export) -> None:
     # Zeros that fill a slot up add exact zeros; a sum may only be taken in another order.
     ids, config = reference(MINI)["ids"][:1], open_checkpoint(MINI).config
@@ -340,6 +344,27 @@ def test_a_base_that_mlx_quantised_equals_mlx(bits: int, dtype: str, tmp_path: P
     assert agreement(found, reference_rows(MINI)).error > 4 * LOGIT_ERROR
 
 
+# Fusing compares both models on MLX's processor kernels for 4 bits, which takes some 12 seconds.
+SLOW_FUSED = pytest.param("fused", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("form", ["slots", "functions", SLOW_FUSED])
+def test_an_adapter_on_a_base_of_4_bits_equals_mlx(form: str, tmp_path: Path) -> None:
+    base = mlx_base(MINI, tmp_path / "base", "float16", (4, 32))
+    model, _ = load(base, dtype="float32", adapter=LORA)
+    config = settings(bits=None, adapters=form)
+    package = write_bundle(base, tmp_path / "n.medphi", config, {"lora": LORA})
+    ids = reference(MINI)["ids"]
+    wanted = mlx_rows(model, ids)
+    if form == "fused":
+        # The sum is stored in 8 bits, whose rounding changes this random model by up to 0.03.
+        assert agreement(package.rows(ids), wanted).error < 0.06
+    else:
+        assert_agrees(package.rows(ids, "lora"), wanted)
+    assert agreement(mlx_rows(load(base, dtype="float32")[0], ids), wanted).error > 0.3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_base_with_offsets_in_bfloat16_is_closer_than_mlx_in_bfloat16(
     bits: int, tmp_path: Path
@@ -360,6 +385,7 @@ def test_a_base_with_offsets_in_bfloat16_is_closer_than_mlx_in_bfloat16(
     assert_agrees(half.rows(ids), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "group"), [(4, 64), (8, 64)])
 def test_a_trained_base_that_mlx_quantised_equals_mlx(
     bits: int, group: int, tmp_path: Path
