@@ -46,6 +46,16 @@ public enum Phi3Error: Error, LocalizedError, Sendable, Equatable, CustomStringC
     case contextOverflow(ErrorDetails)
     /// The model gave logits that no token can be chosen from.
     case generation(ErrorDetails)
+    /// A package that cannot be compiled, loaded or run.
+    case modelLoad(ErrorDetails)
+    /// A package whose functions are not what its manifest says.
+    case schemaMismatch(ProblemList)
+    /// The model needs more memory than there is.
+    case insufficientMemory(ErrorDetails)
+    /// A file could not be fetched.
+    case download(ErrorDetails)
+    /// The network was asked for where it is not allowed.
+    case networkDisabled(ErrorDetails)
 
     /// A file of a later form than this package reads.
     case unsupportedSchema(ErrorDetails)
@@ -63,11 +73,13 @@ public enum Phi3Error: Error, LocalizedError, Sendable, Equatable, CustomStringC
         switch self {
         case .tokenizer(let details), .chatTemplate(let details), .tokenizerVectors(let details),
             .input(let details), .option(let details), .contextOverflow(let details),
-            .generation(let details),
+            .generation(let details), .modelLoad(let details), .insufficientMemory(let details),
+            .download(let details), .networkDisabled(let details),
             .file(let details), .damagedFile(let details), .unsupportedSchema(let details),
             .checkpoint(let details):
             details
-        case .manifest(let list), .checksumMismatch(let list), .adapterIncompatible(let list):
+        case .manifest(let list), .checksumMismatch(let list), .adapterIncompatible(let list),
+            .schemaMismatch(let list):
             list.details
         }
     }
@@ -75,7 +87,8 @@ public enum Phi3Error: Error, LocalizedError, Sendable, Equatable, CustomStringC
     /// The message: one line, or a line for each problem where there are several.
     public var description: String {
         switch self {
-        case .manifest(let list), .checksumMismatch(let list), .adapterIncompatible(let list):
+        case .manifest(let list), .checksumMismatch(let list), .adapterIncompatible(let list),
+            .schemaMismatch(let list):
             list.description
         default: details.description
         }

@@ -1,0 +1,160 @@
+import Foundation
+import Synchronization
+import Testing
+
+@testable import Phi3Core
+
+private final class Order: Sendable {
+    let numbers = Mutex<[Int]>([])
+}
+
+@Suite struct GenerationTurnsTests {
+    let prompt: [Int32] = [5, 6, 7]
+
+    @Test func textsOfOneModelAreWrittenOneAfterTheOther() async throws {
+        let (model, backend) = try Scripts.saying(
+            "first things first", prompt: prompt, pause: .milliseconds(1))
+        let texts = try await withThrowingTaskGroup(of: String.self) { group in
+            for _ in 0..<4 {
+                group.addTask { try await model.respond(to: .ids(prompt)).text }
+            }
+            return try await group.reduce(into: []) { $0.append($1) }
+        }
+        #expect(texts == Array(repeating: "first things first", count: 4))
+        let record = backend.record.withLock { ($0.overlaps, $0.calls, $0.loads) }
+        #expect(record.0 == 0)
+        #expect(record.2 == 1)
+        // Whole texts, not tokens in turn: lengths rise from the prompt's anew for each text.
+        let starts = record.1.filter { $0.ids == prompt }.count
+        #expect(starts == 4)
+        for (before, after) in zip(record.1, record.1.dropFirst()) {
+            #expect(after.ids.count == before.ids.count + 1 || after.ids == prompt)
+        }
+    }
+
+    @Test func cancellingKeepsWhatWasWritten() async throws {
+        let (model, backend) = try Scripts.saying(
+            String(repeating: "again ", count: 12), prompt: prompt, pause: .milliseconds(2))
+        let generation = model.generate(.ids(prompt))
+        var seen = ""
+        for try await delta in generation {
+            seen += delta.text
+            if seen.count >= 6 { generation.cancel() }
+        }
+        let completion = try await generation.result
+        #expect(completion.stopReason == .cancelled)
+        #expect(completion.text == seen)
+        #expect(completion.ids.count < 20)
+        let calls = backend.record.withLock { $0.calls.count }
+        try await Task.sleep(for: .milliseconds(10))
+        #expect(backend.record.withLock { $0.calls.count } == calls)
+        #expect(try await model.respond(to: .ids(prompt)).stopReason == .endOfTurn)
+    }
+
+    @Test func aReaderThatGoesAwayStopsTheWriting() async throws {
+        let (model, backend) = try Scripts.saying(
+            String(repeating: "again ", count: 20), prompt: prompt, pause: .milliseconds(2))
+        let reader = Task {
+            for try await _ in model.generate(.ids(prompt)) {}
+        }
+        while backend.record.withLock({ $0.calls.isEmpty }) { await Task.yield() }
+        reader.cancel()
+        _ = await reader.result
+        for try await _ in model.generate(.ids(prompt)) { break }
+        // Both were given up long before their end; the model is free again.
+        await model.unload()
+        #expect(backend.record.withLock { $0.calls.count } < 20)
+        #expect(model.state == .unloaded)
+    }
+
+    /// Wherever it is cancelled, the text so far is a beginning of the whole one.
+    @Test func cancelledAtAnyMoment() async throws {
+        let text = "Temperature 38.5 °C 🙂 since Monday."
+        let whole = Array(text.unicodeScalars)
+        for delay in 0..<12 {
+            let (model, _) = try Scripts.saying(text, prompt: prompt, pause: .microseconds(300))
+            let generation = model.generate(.ids(prompt))
+            try await Task.sleep(for: .microseconds(delay * 400))
+            generation.cancel()
+            do {
+                let completion = try await generation.result
+                #expect(whole.starts(with: completion.text.unicodeScalars))
+                #expect([.cancelled, .endOfTurn].contains(completion.stopReason))
+            } catch is CancellationError {
+                continue
+            }
+        }
+    }
+
+    @Test func oneThatWaitsCanBeCancelled() async throws {
+        let (model, backend) = try Scripts.saying(
+            String(repeating: "long ", count: 20), prompt: prompt, pause: .milliseconds(2))
+        let first = model.generate(.ids(prompt))
+        while backend.record.withLock({ $0.calls.isEmpty }) { await Task.yield() }
+        let second = model.generate(.ids(prompt))
+        try await Task.sleep(for: .milliseconds(2))
+        second.cancel()
+        await #expect(throws: CancellationError.self) { try await second.result }
+        #expect(try await first.result.stopReason == .endOfTurn)
+        #expect(backend.record.withLock { $0.calls.filter { $0.ids.count == 3 }.count } == 1)
+    }
+
+    @Test func unloadingWaitsForTheRunningTextAndTheNextLoadsAgain() async throws {
+        let (model, backend) = try Scripts.saying(
+            "first things first", prompt: prompt, pause: .milliseconds(1))
+        let running = model.generate(.ids(prompt))
+        while backend.record.withLock({ $0.calls.isEmpty }) { await Task.yield() }
+        await model.unload()
+        #expect(try await running.result.stopReason == .endOfTurn)
+        #expect(model.state == .unloaded)
+        #expect(try await model.respond(to: .ids(prompt)).text == "first things first")
+        #expect(backend.record.withLock { $0.loads } == 2)
+    }
+
+    @Test func statesAreTold() async throws {
+        let (model, _) = try Scripts.saying("ok", prompt: prompt)
+        let states = model.states()
+        let told = Mutex<[LoadEvent]>([])
+        try await model.load { event in told.withLock { $0.append(event) } }
+        _ = try await model.respond(to: .ids(prompt))
+        await model.unload()
+        var seen: [ModelState] = []
+        for await state in states {
+            seen.append(state)
+            if seen.count == 6 { break }
+        }
+        #expect(
+            seen == [.unloaded, .loading(.loading), .ready, .generating, .ready, .unloaded])
+        #expect(told.withLock { $0 } == [.loading, .ready])
+    }
+
+    @Test func prewarmingReadsAPromptAndOneToken() async throws {
+        let (model, backend) = try Scripts.saying("ok", prompt: prompt)
+        try await model.prewarm()
+        #expect(backend.record.withLock { $0.calls.map(\.ids.count) } == [2, 3])
+    }
+
+    @Test func theLockPassesInTheOrderOfAsking() async throws {
+        let lock = AsyncMutex()
+        let order = Order()
+        let (gate, opening) = AsyncStream.makeStream(of: Void.self)
+        let holder = Task {
+            try await lock.withLock { for await _ in gate {} }
+        }
+        var waiters: [Task<Void, any Error>] = []
+        for number in 0..<5 {
+            waiters.append(
+                Task {
+                    try await lock.withLock { order.numbers.withLock { $0.append(number) } }
+                })
+            while lock.waitingCount < number + 1 { await Task.yield() }
+        }
+        waiters[2].cancel()
+        while lock.waitingCount > 4 { await Task.yield() }
+        opening.finish()
+        try await holder.value
+        for (number, waiter) in waiters.enumerated() where number != 2 { try await waiter.value }
+        #expect(order.numbers.withLock { $0 } == [0, 1, 3, 4])
+        await #expect(throws: CancellationError.self) { try await waiters[2].value }
+    }
+}
