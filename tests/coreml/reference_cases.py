@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+import pytest
 from safetensors.numpy import load_file
 
 from mlx_medphi.config import ExportConfig
@@ -31,6 +32,11 @@ Logits = npt.NDArray[np.float32]
 
 PHI3 = Path(__file__).resolve().parents[1] / "fixtures" / "phi3"
 FOLDERS = sorted(folder.name for folder in PHI3.iterdir())
+# The fast tests look at one of each kind where the logits of all are compared anyway.
+FEW = [
+    name if name in {"mini-4k", "longrope-long"} else pytest.param(name, marks=pytest.mark.slow)
+    for name in FOLDERS
+]
 MINI = PHI3 / "mini-4k"
 LORA, RSLORA, DORA = (MINI / f"peft_{i}" for i in range(3))
 ADAPTERS = {"lora": LORA, "rslora": RSLORA}

@@ -563,6 +563,7 @@ def test_a_weak_training_is_not_stored_in_8_bits(tmp_path: Path) -> None:
     assert report.change.cosine > 0.99 and report.change.relative < 0.01
 
 
+@pytest.mark.slow
 def test_text_is_found_for_every_base(each_folder: Path, tmp_path: Path) -> None:
     found = text_rows(each_folder)
     limit = base(each_folder).config.max_position_embeddings
