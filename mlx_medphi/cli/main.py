@@ -19,7 +19,18 @@ from typer.core import TyperGroup
 
 import mlx_medphi
 from mlx_medphi.blas import load_blas
-from mlx_medphi.cli import adapter, check, data, demo, export, fuse, generate, train, verify
+from mlx_medphi.cli import (
+    adapter,
+    check,
+    data,
+    demo,
+    export,
+    fuse,
+    generate,
+    swift_kit,
+    train,
+    verify,
+)
 from mlx_medphi.cli.show import fail
 from mlx_medphi.errors import MedPhiError
 
@@ -62,6 +73,7 @@ app.command(epilog=fuse.EXAMPLES)(fuse.fuse)
 app.add_typer(adapter.app)
 app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
+app.command(epilog=swift_kit.EXAMPLES)(swift_kit.swift_kit)
 app.command(epilog=check.EXAMPLES)(check.check)
 
 

@@ -133,7 +133,9 @@ class NoteStream(Iterator[str]):
         self.ids: list[int] = []
         self.finish_reason: Literal["stop", "length"] | None = None
         self._max_tokens = config.max_tokens
-        self._ids = generate_ids(model, prompt.ids, config, tokenizer.stop_ids)
+        self._ids = generate_ids(
+            model, prompt.ids, config, tokenizer.stop_ids, vocabulary=tokenizer.vocab_size
+        )
         self._text = tokenizer.stream()
         self._begun = False
 
@@ -164,6 +166,8 @@ def generate_ids(
     ids: Sequence[int],
     config: GenerateConfig | None = None,
     stop_ids: Collection[int] = (),
+    *,
+    vocabulary: int | None = None,
 ) -> Iterator[int]:
     """Continue a sequence; the id that stops it is not given out.
 
@@ -172,6 +176,8 @@ def generate_ids(
         ids: the prompt, at least one id.
         config: how to choose tokens, and how many at most.
         stop_ids: ids that end the sequence.
+        vocabulary: ids of the tokenizer; the embedding's rows behind them stand for nothing and are
+            never chosen. None: every row may be.
 
     Raises:
         GenerationError: an empty prompt, one that leaves no room for `max_tokens`, or logits that
@@ -186,21 +192,28 @@ def generate_ids(
             f"{len(ids)} tokens of prompt and {config.max_tokens} to write are more than the "
             f"{context} tokens of the model's context"
         )
-    return _continue(model, list(ids), config, frozenset(stop_ids))
+    return _continue(model, list(ids), config, frozenset(stop_ids), vocabulary)
 
 
 def _continue(
-    model: Phi3ForCausalLM, ids: list[int], config: GenerateConfig, stop_ids: frozenset[int]
+    model: Phi3ForCausalLM,
+    ids: list[int],
+    config: GenerateConfig,
+    stop_ids: frozenset[int],
+    vocabulary: int | None,
 ) -> Iterator[int]:
     begin = len(ids)
     cache = Cache(model.config, begin)
+    known = None if vocabulary is None else mx.arange(model.config.vocab_size) < vocabulary
     for _ in range(config.max_tokens):
         if model.config.uses_long_factors(len(ids)) != cache.long_factors:
             # As transformers does: keys turned by the short factors cannot serve the long ones.
             cache = Cache(model.config, len(ids))
         logits = _read(model, ids, cache)
-        token = next_token(logits, config, ids[begin:])
         finite = mx.isfinite(logits).all()
+        if known is not None:
+            logits = mx.where(known, logits, -mx.inf)
+        token = next_token(logits, config, ids[begin:])
         mx.eval(token, finite)
         if not finite.item():
             raise GenerationError(

@@ -44,6 +44,7 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "export",
         "fuse",
         "generate",
+        "swift-kit",
         "train",
         "verify",
     ]

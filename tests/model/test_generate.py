@@ -91,6 +91,19 @@ def test_a_stop_id_ends_the_sequence_and_is_not_given_out(phi3: Path) -> None:
     assert list(found) == expected
 
 
+@pytest.mark.parametrize("config", [{}, {"temperature": 2.0, "top_p": 0.9, "seed": 3}])
+def test_rows_behind_the_vocabulary_are_never_chosen(phi3: Path, config: Any) -> None:
+    model, _ = load(phi3 / "mini-4k")
+    settings = GenerateConfig(max_tokens=30, **config)
+    free = list(generate_ids(model, [5, 6, 7], settings))
+    assert max(free) >= 100
+    kept = list(generate_ids(model, [5, 6, 7], settings, vocabulary=100))
+    assert len(kept) == 30 and max(kept) < 100
+    # Where no row is behind it, nothing changes.
+    whole = model.config.vocab_size
+    assert list(generate_ids(model, [5, 6, 7], settings, vocabulary=whole)) == free
+
+
 def test_a_sequence_that_would_outgrow_the_context_is_refused_at_once(phi3: Path) -> None:
     model, _ = load(phi3 / "longrope-long")  # a context of 256
     config = GenerateConfig(max_tokens=200)

@@ -9,15 +9,15 @@ struct Linear: Sendable {
 
     private enum Storage: Sendable {
         case floats([Float])
-        case packed(WeightMatrix)
+        case packed(any RowSource)
     }
 
-    /// A weight of a checkpoint.
+    /// A weight of a checkpoint or a package.
     ///
     /// - Parameters:
     ///   - matrix: the weight in its file.
     ///   - expanded: whether it is decoded once and for all.
-    init(_ matrix: WeightMatrix, expanded: Bool) {
+    init(_ matrix: any RowSource, expanded: Bool) {
         outputs = matrix.rows
         inputs = matrix.columns
         storage = expanded ? .floats(matrix.floats()) : .packed(matrix)

@@ -43,11 +43,11 @@ extension ReferenceModel {
         _ ids: [Int32], cache: inout KVCache, output: Output
     ) throws -> [Float] {
         let end = cache.count + ids.count
-        guard end <= config.maxPositions else {
+        guard end <= longest else {
             throw Phi3Error.contextOverflow(
                 ErrorDetails(
                     place: "sequence", found: "\(end) tokens",
-                    expected: "at most \(config.maxPositions)", advice: "Shorten the conversation.")
+                    expected: "at most \(longest)", advice: "Shorten the conversation.")
             )
         }
         if config.usesLongFactors(length: end), !cache.usesLongFactors {
@@ -80,7 +80,7 @@ extension ReferenceModel {
         let rows = ids.count
         cache.reserve(upTo: position + rows)
         let room = Scratch(config, rows: rows)
-        let turn = Rotation(config, position: position, rows: rows, long: usesLongFactors)
+        let turn = Rotation(config, rotary, position: position, rows: rows, long: usesLongFactors)
         for (row, id) in ids.enumerated() {
             embedding.copy(row: Int(id), into: room.h + row * config.hiddenSize)
         }
@@ -101,6 +101,10 @@ extension ReferenceModel {
                     advice: "Encode the text with the model's own tokenizer."))
         }
         if ids.isEmpty || position < 0 { throw refused("no tokens", "at least one") }
+        if let rotary, position + ids.count > rotary.context {
+            throw refused(
+                "position \(position + ids.count - 1)", "positions below \(rotary.context)")
+        }
         for id in ids where id < 0 || Int(id) >= config.vocabSize {
             throw refused("id \(id)", "ids from 0 to \(config.vocabSize - 1)")
         }

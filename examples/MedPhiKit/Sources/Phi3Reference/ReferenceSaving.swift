@@ -25,16 +25,25 @@ extension ReferenceModel {
     public func save(
         _ url: URL, precision: SavePrecision = .same, replace: Bool = false
     ) throws {
-        try checkPlace(url, precision)
-        let pieces = try pieces(precision)
-        let config = try configText(precision)
+        guard let checkpoint else {
+            throw Phi3Error.file(
+                ErrorDetails(
+                    place: url.path, found: "a model out of a bundle's package",
+                    expected: "one out of a checkpoint",
+                    advice: "Copy the bundle with its adapter, or load the checkpoint it was "
+                        + "exported from."))
+        }
+        try checkPlace(url, checkpoint, precision)
+        let pieces = try pieces(checkpoint, precision)
+        let config = try configText(checkpoint, precision)
         if url.pathExtension == "safetensors" {
             try SafetensorsWriter.write(
-                to: url, pieces: pieces, metadata: try fileMetadata(config), replace: replace)
+                to: url, pieces: pieces, metadata: try fileMetadata(checkpoint, config),
+                replace: replace)
             return
         }
         try FolderWriter.write(to: url, replace: replace) { folder in
-            try folder.copy(companions(), from: checkpoint.folder)
+            try folder.copy(companions(checkpoint), from: checkpoint.folder)
             try folder.write(Data(config.utf8), name: "config.json")
             try SafetensorsWriter.write(
                 to: folder.url.appendingPathComponent("model.safetensors"), pieces: pieces,
@@ -61,7 +70,9 @@ extension ReferenceModel {
         try adapter.write(to: url, as: type, replace: replace)
     }
 
-    private func checkPlace(_ url: URL, _ precision: SavePrecision) throws {
+    private func checkPlace(
+        _ url: URL, _ checkpoint: Checkpoint, _ precision: SavePrecision
+    ) throws {
         func refused(_ found: String, _ expected: String, _ advice: String) -> Phi3Error {
             .file(ErrorDetails(place: url.path, found: found, expected: expected, advice: advice))
         }
@@ -73,15 +84,15 @@ extension ReferenceModel {
                 "\(lost.name) is quantised, and rounding to its grid would lose the training",
                 "precision .half", "Keep the adapter beside the base, or save in half precision.")
         }
-        let place = url.resolvingSymlinksInPath().standardizedFileURL.path
-        let own = checkpoint.url.resolvingSymlinksInPath().standardizedFileURL.path
-        if place == own || place.hasPrefix(own + "/") || own.hasPrefix(place + "/") {
+        if FileBytes.overlap(url, checkpoint.url) {
             throw refused("the base itself", "another place", "Choose another name.")
         }
     }
 
     /// Every tensor of the saved model, in the order of the base.
-    private func pieces(_ precision: SavePrecision) throws -> [TensorPiece] {
+    private func pieces(
+        _ checkpoint: Checkpoint, _ precision: SavePrecision
+    ) throws -> [TensorPiece] {
         let quantized = checkpoint.quantizedLayers
         var pieces: [TensorPiece] = []
         for (name, tensor) in checkpoint.storedTensors() {
@@ -115,7 +126,7 @@ extension ReferenceModel {
         _ name: String, _ layer: String, _ change: (key: ProjectionSite, value: LowRank)?,
         as type: TensorType
     ) -> TensorPiece {
-        let matrix = WeightMatrix(checkpoint, layer: layer)
+        let matrix = checkpoint.flatMap { WeightMatrix($0, layer: layer) }
         let shape = [matrix?.rows ?? 0, matrix?.columns ?? 0]
         let scale = adapter?.scaling.scale ?? 0
         return TensorPiece(name: name, type: type, shape: shape) { write in
@@ -138,7 +149,9 @@ extension ReferenceModel {
     }
 
     /// config.json of the saved model: the base's own text, but where layers are unpacked.
-    private func configText(_ precision: SavePrecision) throws -> String {
+    private func configText(
+        _ checkpoint: Checkpoint, _ precision: SavePrecision
+    ) throws -> String {
         guard precision == .half, var members = try JSONValue(parsing: checkpoint.configText).object
         else { return checkpoint.configText }
         members["quantization"] = nil
@@ -149,7 +162,9 @@ extension ReferenceModel {
     }
 
     /// What a single file says about itself.
-    private func fileMetadata(_ config: String) throws -> [(name: String, text: String)] {
+    private func fileMetadata(
+        _ checkpoint: Checkpoint, _ config: String
+    ) throws -> [(name: String, text: String)] {
         var facts = [(name: "format", text: "pt"), (name: "config", text: config)]
         facts.append((name: "kind", text: "medphi-fused"))
         facts.append((name: "base_fingerprint", text: fingerprint.text))
@@ -165,7 +180,7 @@ extension ReferenceModel {
     }
 
     /// Files of the base's folder that belong to the model; an adapter or a log there does not.
-    private func companions() -> [String] {
+    private func companions(_ checkpoint: Checkpoint) -> [String] {
         let names =
             (try? FileManager.default.contentsOfDirectory(atPath: checkpoint.folder.path)) ?? []
         let whole = [

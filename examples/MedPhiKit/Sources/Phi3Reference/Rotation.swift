@@ -1,6 +1,19 @@
 import Foundation
 import Phi3Core
 
+/// Cosines and sines of all positions of a package, (positions, pairs) for each set of factors, with
+/// LongRoPE's stretch in them.
+struct RotaryTables: Sendable {
+    /// Pairs that turn.
+    let pairs: Int
+    /// Positions of each set.
+    let context: Int
+    /// Whether a second set with the long factors stands below the first.
+    let hasLong: Bool
+    let cosines: [Float]
+    let sines: [Float]
+}
+
 /// Cosines and sines that turn queries and keys by their positions.
 struct Rotation {
     /// Pairs that turn.
@@ -13,10 +26,19 @@ struct Rotation {
     ///
     /// - Parameters:
     ///   - config: the model's architecture.
+    ///   - tables: the package's angles; `nil`: they are computed.
     ///   - position: of the first one.
     ///   - rows: how many.
     ///   - long: whether LongRoPE's long factors apply.
-    init(_ config: ModelConfig, position: Int, rows: Int, long: Bool) {
+    init(_ config: ModelConfig, _ tables: RotaryTables?, position: Int, rows: Int, long: Bool) {
+        if let tables {
+            pairs = tables.pairs
+            let begin = (long && tables.hasLong ? tables.context : 0) + position
+            let range = begin * pairs..<(begin + rows) * pairs
+            cosines = Array(tables.cosines[range])
+            sines = Array(tables.sines[range])
+            return
+        }
         pairs = config.rotarySize / 2
         let factors = long ? config.longRoPE?.longFactor : config.longRoPE?.shortFactor
         let stretch = config.longRoPE?.attentionFactor ?? 1

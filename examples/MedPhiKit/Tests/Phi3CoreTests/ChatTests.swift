@@ -73,6 +73,24 @@ struct ChatTests {
         }
     }
 
+    @Test(
+        "a hostile template takes no time",
+        arguments: [" ", "\n", "{{", "{%", "{#", "\\n", "' +", "-}} ", " {%-", "<|user|>'\n"])
+    func hostileTemplates(_ part: String) {
+        let good =
+            "{% for message in messages %}{{'<|user|>' + message['content'] + '<|end|>' + "
+            + "'<|assistant|>'}}{% endfor %}"
+        let many = String(repeating: part, count: 16_000 / part.utf8.count)
+        for template in [good + many, many + good, many] {
+            let time = processorSeconds {
+                _ = try? ChatTemplate(
+                    parsing: String(template.prefix(16_384)), bosToken: "<s>", eosToken: "</s>")
+            }
+            // Quadratic time is ten seconds and more.
+            #expect(time < 4)
+        }
+    }
+
     @Test("a system message is refused where the template would drop it")
     func systemIsNotDropped() throws {
         let template = ChatTemplate(opening: "<s>", closing: "", knowsSystem: false)

@@ -19,7 +19,7 @@ enum FileFixtures {
 }
 
 /// A folder for one test, removed when the test ends.
-final class TestFolder {
+final class TestFolder: Sendable {
     let url: URL
 
     init() throws {

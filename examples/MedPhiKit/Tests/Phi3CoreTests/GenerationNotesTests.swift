@@ -51,6 +51,23 @@ import Testing
         #expect(start.promptTokens == prompt.ids.count)
     }
 
+    @Test func whatIsPrintedShowsNoWords() async throws {
+        let (model, _) = try model(saying: "secretword secretword")
+        let words = try Conversation(text: "Patient: secretword")
+        var seen: [any CustomStringConvertible & Sendable] = []
+        for try await event in model.generateNote(from: words) { seen.append(event) }
+        let prompt = Prompt.user("secretword")
+        for try await delta in model.generate(prompt) { seen.append(delta) }
+        let result = try await model.generateNote(
+            from: words, options: NoteOptions(generation: .init(stopStrings: ["word"]))
+        ).result
+        seen += [prompt, words, result, result.note, result.completion] as [any CustomStringConvertible & Sendable]
+        seen.append(ChatMessage(role: .user, content: "secretword"))
+        for item in seen { #expect(!"\(item) \(String(reflecting: item))".contains("secret")) }
+        // Values inside other values are printed by their descriptions too.
+        #expect(!"\([result]) \(Optional(prompt) as Any)".contains("secret"))
+    }
+
     @Test func aLongConversationIsShortenedAndSaysSo() async throws {
         let turns = try (0..<60).map { try Turn(speaker: "Patient", text: "Number \($0), yes.") }
         let long = Conversation(turns: turns)

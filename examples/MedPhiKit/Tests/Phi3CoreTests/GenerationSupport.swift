@@ -3,6 +3,25 @@ import Synchronization
 
 @testable import Phi3Core
 
+/// Where a test stops a backend, to do something just then.
+final class Gate: Sendable {
+    private let (arrivals, arrived) = AsyncStream.makeStream(of: Void.self)
+    private let (openings, opened) = AsyncStream.makeStream(of: Void.self)
+
+    /// Waits until the backend stands here.
+    func reached() async { for await _ in arrivals {} }
+
+    /// Lets the backend go on.
+    func open() { opened.finish() }
+
+    /// Stands here until it is opened or the task is cancelled.
+    func pass() async throws {
+        arrived.finish()
+        for await _ in openings {}
+        try Task.checkCancellation()
+    }
+}
+
 /// A backend that says what a test wrote down, and remembers how it was called.
 final class ScriptedBackend: TokenBackend {
     struct Call: Equatable {
@@ -19,6 +38,8 @@ final class ScriptedBackend: TokenBackend {
         var failures: [any Error] = []
         var loadFailures: [any Error] = []
         var saved: [URL] = []
+        /// By the number of the call, from 1.
+        var gates: [Int: Gate] = [:]
     }
 
     let facts: BackendFacts
@@ -50,18 +71,27 @@ final class ScriptedBackend: TokenBackend {
     }
 
     func logits(after ids: [Int32], adapter: BoundAdapter?) async throws -> [Float] {
-        let failure = record.withLock { record -> (any Error)? in
+        let (failure, gate) = record.withLock { record -> ((any Error)?, Gate?) in
             record.calls.append(Call(ids: ids, adapter: adapter?.id))
             record.running += 1
             if record.running > 1 { record.overlaps += 1 }
-            return record.failures.isEmpty ? nil : record.failures.removeFirst()
+            let failure = record.failures.isEmpty ? nil : record.failures.removeFirst()
+            return (failure, record.gates[record.calls.count])
         }
         defer { record.withLock { $0.running -= 1 } }
         if let failure { throw failure }
+        try await gate?.pass()
         if pause > .zero { try await Task.sleep(for: pause) } else { await Task.yield() }
         var logits = [Float](repeating: 0, count: facts.vocabularyRows)
         logits[Int(next(ids, adapter?.id))] = 9
         return logits
+    }
+
+    /// Makes a call stop until the gate is opened.
+    func gate(at call: Int) -> Gate {
+        let gate = Gate()
+        record.withLock { $0.gates[call] = gate }
+        return gate
     }
 
     func unload() async { record.withLock { $0.unloads += 1 } }

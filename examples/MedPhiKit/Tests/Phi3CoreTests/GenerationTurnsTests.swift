@@ -8,7 +8,7 @@ private final class Order: Sendable {
     let numbers = Mutex<[Int]>([])
 }
 
-@Suite struct GenerationTurnsTests {
+@Suite(.timeLimit(.minutes(5))) struct GenerationTurnsTests {
     let prompt: [Int32] = [5, 6, 7]
 
     @Test func textsOfOneModelAreWrittenOneAfterTheOther() async throws {
@@ -34,36 +34,38 @@ private final class Order: Sendable {
 
     @Test func cancellingKeepsWhatWasWritten() async throws {
         let (model, backend) = try Scripts.saying(
-            String(repeating: "again ", count: 12), prompt: prompt, pause: .milliseconds(2))
+            String(repeating: "again ", count: 12), prompt: prompt)
+        let gate = backend.gate(at: 5)
         let generation = model.generate(.ids(prompt))
-        var seen = ""
-        for try await delta in generation {
-            seen += delta.text
-            if seen.count >= 6 { generation.cancel() }
-        }
+        await gate.reached()
+        generation.cancel()
         let completion = try await generation.result
+        var seen = ""
+        for try await delta in generation { seen += delta.text }
         #expect(completion.stopReason == .cancelled)
-        #expect(completion.text == seen)
-        #expect(completion.ids.count < 20)
-        let calls = backend.record.withLock { $0.calls.count }
-        try await Task.sleep(for: .milliseconds(10))
-        #expect(backend.record.withLock { $0.calls.count } == calls)
+        #expect(completion.text == seen && !seen.isEmpty)
+        #expect(completion.ids.count == 4)
+        #expect(backend.record.withLock { $0.calls.count } == 5)
         #expect(try await model.respond(to: .ids(prompt)).stopReason == .endOfTurn)
     }
 
     @Test func aReaderThatGoesAwayStopsTheWriting() async throws {
         let (model, backend) = try Scripts.saying(
-            String(repeating: "again ", count: 20), prompt: prompt, pause: .milliseconds(2))
+            String(repeating: "again ", count: 20), prompt: prompt)
+        let gate = backend.gate(at: 2)
         let reader = Task {
             for try await _ in model.generate(.ids(prompt)) {}
         }
-        while backend.record.withLock({ $0.calls.isEmpty }) { await Task.yield() }
+        await gate.reached()
         reader.cancel()
         _ = await reader.result
-        for try await _ in model.generate(.ids(prompt)) { break }
-        // Both were given up long before their end; the model is free again.
+        // The model is free only when the writing has stopped; nobody opens these gates.
         await model.unload()
-        #expect(backend.record.withLock { $0.calls.count } < 20)
+        #expect(backend.record.withLock { $0.calls.count } == 2)
+        _ = backend.gate(at: 4)
+        for try await _ in model.generate(.ids(prompt)) { break }
+        await model.unload()
+        #expect([3, 4].contains(backend.record.withLock { $0.calls.count }))
         #expect(model.state == .unloaded)
     }
 
@@ -71,41 +73,44 @@ private final class Order: Sendable {
     @Test func cancelledAtAnyMoment() async throws {
         let text = "Temperature 38.5 °C 🙂 since Monday."
         let whole = Array(text.unicodeScalars)
-        for delay in 0..<12 {
-            let (model, _) = try Scripts.saying(text, prompt: prompt, pause: .microseconds(300))
+        for call in 1...12 {
+            let (model, backend) = try Scripts.saying(text, prompt: prompt)
+            let gate = backend.gate(at: call)
             let generation = model.generate(.ids(prompt))
-            try await Task.sleep(for: .microseconds(delay * 400))
+            await gate.reached()
             generation.cancel()
-            do {
-                let completion = try await generation.result
-                #expect(whole.starts(with: completion.text.unicodeScalars))
-                #expect([.cancelled, .endOfTurn].contains(completion.stopReason))
-            } catch is CancellationError {
-                continue
-            }
+            let completion = try await generation.result
+            #expect(completion.stopReason == .cancelled)
+            #expect(completion.ids.count == call - 1)
+            #expect(whole.starts(with: completion.text.unicodeScalars))
         }
     }
 
     @Test func oneThatWaitsCanBeCancelled() async throws {
-        let (model, backend) = try Scripts.saying(
-            String(repeating: "long ", count: 20), prompt: prompt, pause: .milliseconds(2))
+        let (model, backend) = try Scripts.saying("long", prompt: prompt)
+        let gate = backend.gate(at: 1)
         let first = model.generate(.ids(prompt))
-        while backend.record.withLock({ $0.calls.isEmpty }) { await Task.yield() }
+        await gate.reached()
         let second = model.generate(.ids(prompt))
-        try await Task.sleep(for: .milliseconds(2))
+        while model.engine.waitingCount == 0 { await Task.yield() }
         second.cancel()
         await #expect(throws: CancellationError.self) { try await second.result }
+        gate.open()
         #expect(try await first.result.stopReason == .endOfTurn)
-        #expect(backend.record.withLock { $0.calls.filter { $0.ids.count == 3 }.count } == 1)
+        #expect(backend.record.withLock { $0.calls.filter { $0.ids == prompt }.count } == 1)
     }
 
     @Test func unloadingWaitsForTheRunningTextAndTheNextLoadsAgain() async throws {
-        let (model, backend) = try Scripts.saying(
-            "first things first", prompt: prompt, pause: .milliseconds(1))
+        let (model, backend) = try Scripts.saying("first things first", prompt: prompt)
+        let gate = backend.gate(at: 2)
         let running = model.generate(.ids(prompt))
-        while backend.record.withLock({ $0.calls.isEmpty }) { await Task.yield() }
-        await model.unload()
+        await gate.reached()
+        let unloading = Task { await model.unload() }
+        while model.engine.waitingCount == 0 { await Task.yield() }
+        #expect(backend.record.withLock { $0.unloads } == 0)
+        gate.open()
         #expect(try await running.result.stopReason == .endOfTurn)
+        await unloading.value
         #expect(model.state == .unloaded)
         #expect(try await model.respond(to: .ids(prompt)).text == "first things first")
         #expect(backend.record.withLock { $0.loads } == 2)
@@ -138,9 +143,14 @@ private final class Order: Sendable {
         let lock = AsyncMutex()
         let order = Order()
         let (gate, opening) = AsyncStream.makeStream(of: Void.self)
+        let (inside, entered) = AsyncStream.makeStream(of: Void.self)
         let holder = Task {
-            try await lock.withLock { for await _ in gate {} }
+            try await lock.withLock {
+                entered.finish()
+                for await _ in gate {}
+            }
         }
+        for await _ in inside {}
         var waiters: [Task<Void, any Error>] = []
         for number in 0..<5 {
             waiters.append(

@@ -50,6 +50,22 @@ import Testing
         }
     }
 
+    /// The threads of Swift's tasks have half a mebibyte on Apple's systems.
+    @Test func theDeepestTextNeedsLittleStack() async throws {
+        let deep =
+            String(repeating: "[{\"a\":", count: 100) + "0" + String(repeating: "}]", count: 100)
+        let isSame = await withCheckedContinuation { done in
+            let thread = Thread {
+                let first = try? JSONValue(parsing: deep)
+                let second = try? JSONValue(parsing: first?.text(.pretty) ?? "")
+                done.resume(returning: first != nil && first == second)
+            }
+            thread.stackSize = 512 << 10
+            thread.start()
+        }
+        #expect(isSame)
+    }
+
     @Test func namesAreComparedScalarByScalar() throws {
         // Canonically equivalent, and two entries of Phi-3's vocabulary.
         let value = try JSONValue(parsing: "{\"\u{3AC}\":1,\"\u{1F71}\":2,\"\u{FEFF}a\":3,\"a\":4}")

@@ -106,6 +106,35 @@ struct NotesTests {
         }
     }
 
+    @Test("numbers that cannot be meant are an error, not an overflow")
+    func absurdRoom() throws {
+        let tokenizer = try Tokenizer.load(directory: Vectors.mini)
+        let conversation = try Conversation(text: "Doctor: a")
+        for (length, reserve) in [(0, Int.max), (1, Int.max - 1), (Int.max, Int.max), (0, 0)] {
+            let error = #expect(throws: Phi3Error.self) {
+                try tokenizer.encodePrompt(conversation, maxLength: length, reserve: reserve)
+            }
+            #expect(error?.description.contains("at most 0") == true)
+        }
+        let most = try tokenizer.encodePrompt(conversation, maxLength: .max, reserve: 0)
+        #expect(most.leftOutTurns == 0)
+    }
+
+    @Test("a line that comes often is counted once")
+    func repeatedLines() throws {
+        // Canonically equivalent lines of different length are two.
+        let turns = Array(repeating: "", count: 500) + ["\u{E9}", "e\u{301}", "\u{E9}"]
+        var counted: [[UInt8]] = []
+        let shortener = Shortener(turns: turns, noun: "line", room: 60) { text in
+            counted.append(Array(text.utf8))
+            return text.unicodeScalars.count
+        }
+        let short = try #require(shortener.shortened())
+        #expect(short.text.unicodeScalars.count <= 60)
+        #expect(counted.count < 30)
+        for line in ["\u{E9}", "e\u{301}"] { #expect(counted.contains(Array("\n\(line)".utf8))) }
+    }
+
     @Test("turns are checked when they are made and when they are read from JSON")
     func turns() throws {
         #expect(throws: Phi3Error.self) { try Turn(speaker: "Plumber", text: "a") }

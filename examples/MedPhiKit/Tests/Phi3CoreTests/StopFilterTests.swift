@@ -71,6 +71,21 @@ struct StopFilterTests {
         return (text(scalars[...]), nil)
     }
 
+    @Test("a long stop string that nearly comes takes time that grows with the text alone")
+    func longStop() throws {
+        func seconds(_ count: Int) throws -> Double {
+            let stop = String(repeating: "a", count: count) + "b"
+            let text = String(repeating: "a", count: 2 * count)
+            var filter = try StopFilter([stop])
+            var out = 0
+            let time = processorSeconds { out = filter.push(text).text.utf8.count }
+            #expect(out == count && filter.flush().text.utf8.count == count)
+            return time
+        }
+        // Quadratic time would be 256 times as long.
+        #expect(try seconds(160_000) < 64 * max(seconds(10_000), 1e-3))
+    }
+
     @Test("without stop strings everything passes at once, and an empty one is refused")
     func edges() throws {
         #expect(try run([], ["a", "b"]) == (["a", "b", ""], nil))

@@ -5,8 +5,8 @@ import Testing
 
 @Suite("Tokenizers from hostile files", .enabled(if: Vectors.hasRecorded, "no checkout around"))
 struct TokenizerFuzzTests {
-    /// How many files and streams are tried; MEDPHI_FUZZ sets another number.
-    static let rounds = ProcessInfo.processInfo.environment["MEDPHI_FUZZ"].flatMap(Int.init) ?? 1000
+    /// How many files and streams are tried.
+    static let rounds = FileFixtures.fuzzCount(1000)
 
     let file: [UInt8]
 

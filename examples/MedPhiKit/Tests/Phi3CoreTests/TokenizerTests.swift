@@ -38,9 +38,7 @@ struct TokenizerTests {
         let line = "Doctor: And how long has the chest pain been there, would you say?\n"
         func seconds(_ lines: Int) -> Double {
             let text = String(repeating: line, count: lines)
-            let times = (0..<3).map { _ in ContinuousClock().measure { _ = tiny.encode(text) } }
-            let best = times.min() ?? .zero
-            return Double(best.components.attoseconds) / 1e18 + Double(best.components.seconds)
+            return (0..<3).map { _ in processorSeconds { _ = tiny.encode(text) } }.min() ?? 0
         }
         // Quadratic time would be 64 times as long.
         #expect(seconds(400) < 24 * seconds(50))
@@ -58,6 +56,23 @@ struct TokenizerTests {
                 #expect(same(pieces.joined(), tiny.decode(ids, skipSpecial: skip)))
             }
         }
+    }
+
+    @Test("a long run of bytes is given out once, in time that grows with its length")
+    func longRuns() {
+        func seconds(_ count: Int) -> Double {
+            let ids = tiny.encode(String(repeating: "🦙", count: count))
+            var stream = tiny.streamingDecoder()
+            var pieces: [String] = []
+            let time = processorSeconds {
+                pieces = ids.map { stream.step($0) } + [stream.flush()]
+            }
+            #expect(pieces.joined().utf8.count == 4 * count)
+            #expect(pieces.filter { !$0.isEmpty }.count == 1)
+            return time
+        }
+        // Quadratic time would be 256 times as long.
+        #expect(seconds(8_000) < 64 * max(seconds(500), 1e-4))
     }
 
     @Test("a line break and an emoji come when the next word does")

@@ -15,9 +15,11 @@ enum Vectors {
         ?? root.appendingPathComponent("tests/fixtures/swift")
 
     static let hasRecorded = exists(recorded) && exists(tiny)
-    // Made beside a checkout by the same script, and never part of it: the tokenizer is not ours.
-    static let hasPhi3 =
-        exists(phi3) && exists(recorded.appendingPathComponent("vectors-phi-3-mini.json"))
+    // The tokenizer is not ours, and never part of a checkout.
+    static let hasPhi3 = exists(phi3)
+    // Made beside a checkout by the same script.
+    static let hasPhi3Vectors =
+        hasPhi3 && exists(recorded.appendingPathComponent("vectors-phi-3-mini.json"))
 
     private static let shared =
         environment("MEDPHI_SHARED")
@@ -43,6 +45,18 @@ enum Vectors {
     private static func exists(_ url: URL) -> Bool {
         FileManager.default.fileExists(atPath: url.path)
     }
+}
+
+/// Seconds that this thread computed for some work. What else the machine does counts little.
+func processorSeconds(_ work: () -> Void) -> Double {
+    func now() -> Double {
+        var time = timespec()
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
+        return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
+    }
+    let begin = now()
+    work()
+    return now() - begin
 }
 
 /// Numbers that are the same in each run (SplitMix64).

@@ -86,7 +86,7 @@ public struct ModelBundle: Sendable {
     }
 
     /// The manifest, in agreement with the list of hashes.
-    private static func agreed(_ url: URL, _ sums: [String: String]) throws -> Manifest {
+    static func agreed(_ url: URL, _ sums: [String: String]) throws -> Manifest {
         let manifest = try Manifest.read(in: url)
         var others = sums
         others[Manifest.fileName] = nil

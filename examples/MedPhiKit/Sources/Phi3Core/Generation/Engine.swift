@@ -9,8 +9,11 @@ actor Engine {
     nonisolated let tokenizer: Tokenizer
     nonisolated let loop: GenerationLoop
     nonisolated let board = StateBoard()
-    private let turns = AsyncMutex()
+    private nonisolated let turns = AsyncMutex()
     private var isLoaded = false
+
+    /// How many texts and other work wait for their turn.
+    nonisolated var waitingCount: Int { turns.waitingCount }
 
     init(
         backend: any TokenBackend, tokenizer: Tokenizer, stopIDs: Set<Int32>,
@@ -46,6 +49,14 @@ actor Engine {
                     _ = try await backend.logits(after: Array(ids.prefix(count)), adapter: adapter)
                 }
             }
+        }
+    }
+
+    /// The logits after some ids; see `TokenBackend.logits`.
+    func logits(after ids: [Int32], adapter: BoundAdapter?) async throws -> [Float] {
+        try await turns.withLock {
+            try await ensureLoaded()
+            return try await guarded { try await backend.logits(after: ids, adapter: adapter) }
         }
     }
 

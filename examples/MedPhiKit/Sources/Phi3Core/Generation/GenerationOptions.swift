@@ -33,7 +33,7 @@ public struct GenerationOptions: Sendable, Equatable {
 }
 
 /// What the model is to go on from.
-public enum Prompt: Sendable, Equatable {
+public enum Prompt: Sendable, Equatable, CustomStringConvertible {
     /// A chat, in which words that look like a token stay words.
     case messages([ChatMessage])
     /// Ids as they are.
@@ -43,10 +43,18 @@ public enum Prompt: Sendable, Equatable {
     public static func user(_ text: String) -> Prompt {
         .messages([ChatMessage(role: .user, content: text)])
     }
+
+    /// How long it is, without the words.
+    public var description: String {
+        switch self {
+        case .messages(let messages): "Prompt(\(counted(messages.count, "message")))"
+        case .ids(let ids): "Prompt(\(counted(ids.count, "id")))"
+        }
+    }
 }
 
 /// A piece of text that is decided.
-public struct Delta: Sendable, Equatable {
+public struct Delta: Sendable, Equatable, CustomStringConvertible {
     /// The text; empty while a character or a stop string is not decided.
     public var text: String
     /// The ids written since the delta before.
@@ -56,6 +64,11 @@ public struct Delta: Sendable, Equatable {
     public init(text: String, ids: [Int32]) {
         self.text = text
         self.ids = ids
+    }
+
+    /// How long it is, without the words.
+    public var description: String {
+        "Delta(\(counted(text.unicodeScalars.count, "character")), \(counted(ids.count, "id")))"
     }
 }
 
@@ -102,7 +115,7 @@ public struct Timings: Sendable, Equatable {
 }
 
 /// A text that is finished.
-public struct Completion: Sendable, Equatable {
+public struct Completion: Sendable, Equatable, CustomStringConvertible {
     /// The text.
     public var text: String
     /// Its ids, without the one that ended it.
@@ -113,4 +126,10 @@ public struct Completion: Sendable, Equatable {
     public var stopReason: StopReason
     /// How long it took.
     public var timings: Timings
+
+    /// How long it is and why it ended, without the words.
+    public var description: String {
+        let end = if case .stopString = stopReason { "stop string" } else { "\(stopReason)" }
+        return "Completion(\(counted(ids.count, "token")), \(end))"
+    }
 }

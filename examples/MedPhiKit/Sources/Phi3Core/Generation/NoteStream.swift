@@ -49,13 +49,22 @@ public struct NoteOptions: Sendable, Equatable {
 }
 
 /// Something that happens while a note is written.
-public enum NoteEvent: Sendable, Equatable {
+public enum NoteEvent: Sendable, Equatable, CustomStringConvertible {
     /// The prompt is made and reading it begins.
     case started(NoteStart)
     /// A piece of the note; the pieces join to its text.
     case delta(String, NoteSection)
     /// The note, and how it came about.
     case finished(ClinicalNote, Completion)
+
+    /// What happened, without the words.
+    public var description: String {
+        switch self {
+        case .started(let start): "started(\(counted(start.promptTokens, "token")))"
+        case .delta(let text, _): "delta(\(counted(text.unicodeScalars.count, "character")))"
+        case .finished(let note, let completion): "finished(\(note), \(completion))"
+        }
+    }
 }
 
 /// A note while it is written; see `Generation` for its life.
@@ -71,13 +80,16 @@ public struct NoteStream: AsyncSequence, Sendable {
     }
 
     /// The note and how it came about.
-    public struct Result: Sendable, Equatable {
+    public struct Result: Sendable, Equatable, CustomStringConvertible {
         /// The note.
         public let note: ClinicalNote
         /// What the model wrote, and how long it took.
         public let completion: Completion
         /// What of the conversation was read.
         public let start: NoteStart
+
+        /// How long it is, without the words.
+        public var description: String { "Result(\(note), \(completion))" }
     }
 
     private let stream: AsyncThrowingStream<NoteEvent, any Error>

@@ -2,6 +2,7 @@ import Foundation
 
 #if canImport(Darwin)
     import Darwin
+    import os
 #elseif canImport(Glibc)
     import Glibc
 #endif
@@ -49,7 +50,10 @@ public enum SystemMemory {
                 }
             }
             guard result == KERN_SUCCESS else { return nil }
-            let pages = Int(statistics.free_count) + Int(statistics.inactive_count)
+            // What files fill and what apps call purgeable is given up as soon as it is needed.
+            let pages =
+                Int(statistics.free_count) + Int(statistics.inactive_count)
+                + Int(statistics.purgeable_count) + Int(statistics.speculative_count)
             return pages * Int(getpagesize())
         }
     #endif

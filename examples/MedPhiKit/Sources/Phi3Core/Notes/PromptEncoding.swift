@@ -41,7 +41,8 @@ extension Tokenizer {
         }
         let whole = turns.joined(separator: "\n")
         let all = try ids(whole)
-        let limit = maxLength - reserve
+        // Not below 0, so that numbers which cannot be meant are no overflow further on.
+        let limit = max(0, maxLength - reserve)
         if all.count <= limit { return EncodedPrompt(ids: all, leftOutTurns: 0, leftOutWords: 0) }
         // Text between two added tokens is encoded by itself, so one message can be counted alone.
         func count(_ text: String) -> Int { countUserMessage(before + text + after) }

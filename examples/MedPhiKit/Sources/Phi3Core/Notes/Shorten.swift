@@ -36,7 +36,13 @@ struct Shortener {
         if count(whole) <= room { return Shortened(text: whole) }
         let empty = count("")
         func cost(_ text: String) -> Int { count("\n" + text) - empty }
-        let costs = turns.map(cost)
+        // Of a long text many lines are alike, empty ones above all.
+        var known: [ScalarKey: Int] = [:]
+        let costs = turns.map { turn in
+            let found = known[ScalarKey(turn)] ?? cost(turn)
+            known[ScalarKey(turn)] = found
+            return found
+        }
         let marker = turns.count > 1 ? cost(leftOut(turns.count, noun)) : 0
         // The first line needs no line break, which each of the costs includes.
         var free = room - empty - marker + cost("")

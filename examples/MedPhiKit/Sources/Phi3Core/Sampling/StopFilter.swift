@@ -45,7 +45,8 @@ public struct StopFilter: Sendable {
     }
 
     private var candidates: [Candidate]
-    private var withheld: [Unicode.Scalar] = []
+    /// The one of which the text ends with the most; that much of it is withheld.
+    private var longest = 0
     /// The stop string that ended the text, once one has; nothing comes out after it.
     public private(set) var stop: String?
 
@@ -69,18 +70,21 @@ public struct StopFilter: Sendable {
         var text = String.UnicodeScalarView()
         for scalar in piece.unicodeScalars {
             if stop != nil { break }
-            withheld.append(scalar)
-            for at in candidates.indices { candidates[at].take(scalar) }
-            let whole = candidates.filter(\.isWhole).max { $0.scalars.count < $1.scalars.count }
-            if let whole {
-                text.append(contentsOf: withheld.dropLast(whole.scalars.count))
-                withheld = []
-                stop = whole.text
-            } else {
-                let undecided = candidates.map(\.matched).max() ?? 0
-                text.append(contentsOf: withheld.dropLast(undecided))
-                withheld.removeFirst(withheld.count - undecided)
+            let held = withheld
+            var whole: Candidate?
+            longest = 0
+            for at in candidates.indices {
+                candidates[at].take(scalar)
+                if candidates[at].matched > candidates[longest].matched { longest = at }
+                if candidates[at].isWhole, candidates[at].matched > whole?.matched ?? 0 {
+                    whole = candidates[at]
+                }
             }
+            let decided = held.count + 1 - (whole?.matched ?? withheld.count)
+            // One by one: appending a few at a time to a long text takes its length each time.
+            for old in held.prefix(decided) { text.append(old) }
+            if decided > held.count { text.append(scalar) }
+            stop = whole?.text
         }
         return Output(text: String(text), stop: stop)
     }
@@ -88,9 +92,12 @@ public struct StopFilter: Sendable {
     /// Gives out what is withheld, at the end of the text.
     public mutating func flush() -> Output {
         var text = String.UnicodeScalarView()
-        text.append(contentsOf: withheld)
-        withheld = []
+        if stop == nil { text.append(contentsOf: withheld) }
         for at in candidates.indices { candidates[at].matched = 0 }
         return Output(text: String(text), stop: stop)
+    }
+
+    private var withheld: ArraySlice<Unicode.Scalar> {
+        candidates.isEmpty ? [] : candidates[longest].scalars.prefix(candidates[longest].matched)
     }
 }

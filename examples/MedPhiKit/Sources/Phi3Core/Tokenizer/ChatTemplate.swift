@@ -12,7 +12,7 @@ public enum ChatRole: String, Sendable, Codable, CaseIterable {
 }
 
 /// One message of a chat.
-public struct ChatMessage: Sendable, Equatable, Codable {
+public struct ChatMessage: Sendable, Equatable, Codable, CustomStringConvertible {
     /// Who it is from.
     public var role: ChatRole
     /// Its text. Words in it that look like a token, as `<|end|>`, stay words.
@@ -22,6 +22,11 @@ public struct ChatMessage: Sendable, Equatable, Codable {
     public init(role: ChatRole, content: String) {
         self.role = role
         self.content = content
+    }
+
+    /// Who it is from and how long it is, without the words.
+    public var description: String {
+        "ChatMessage(\(role.rawValue), \(PythonText.words(content).count) words)"
     }
 }
 

@@ -22,7 +22,7 @@ extension ChatTemplate {
             throw unknown("no rule for <|user|> that ends in <|end|>")
         }
         guard has(flat, ChatRole.assistant.token) else { throw unknown("no <|assistant|>") }
-        guard flat.replacing(rules(), with: "").isEmpty else {
+        guard isOnlyRules(flat) else {
             throw unknown("text outside its rules")
         }
         guard head.isEmpty || head.wholeMatch(of: bosRule()) != nil else {
@@ -82,8 +82,46 @@ private func systemWithContent() -> Regex<Substring> {
     #/==\s*'system'\s+and\s+message/#.matchingSemantics(.unicodeScalar)
 }
 
-private func rules() -> Regex<Substring> {
-    #/\{\{.*?\}\}|\{%.*?%\}|\{\#.*?\#\}/#.dotMatchesNewlines().matchingSemantics(.unicodeScalar)
+/// Whether nothing stands between the rules: `{{ }}`, `{% %}` and `{# #}`.
+///
+/// No regular expression: one that looks for the end of each of ten thousand beginnings takes
+/// seconds, and so does one for the white space before a rule.
+private func isOnlyRules(_ flat: String) -> Bool {
+    let text = Array(flat.unicodeScalars)
+    let ends: [Unicode.Scalar: Unicode.Scalar] = ["{": "}", "%": "%", "#": "#"]
+    var at = 0
+    while at < text.count {
+        guard text[at] == "{", at + 1 < text.count, let end = ends[text[at + 1]] else {
+            return false
+        }
+        at += 2
+        while !(at + 1 < text.count && text[at] == end && text[at + 1] == "}") {
+            if at >= text.count { return false }
+            at += 1
+        }
+        at += 2
+    }
+    return true
+}
+
+/// The text without the white space before `{{-`, `{%-` and `{#-`, and without their minus signs.
+private func withoutSpaceBeforeRules(_ text: String) -> String {
+    let scalars = Array(text.unicodeScalars)
+    var out: [Unicode.Scalar] = []
+    var at = 0
+    while at < scalars.count {
+        let isRule =
+            at + 2 < scalars.count && scalars[at] == "{" && scalars[at + 2] == "-"
+            && ["{", "%", "#"].contains(scalars[at + 1])
+        if isRule {
+            while let last = out.last, last.properties.isWhitespace { out.removeLast() }
+            out += scalars[at...(at + 1)]
+        } else {
+            out.append(scalars[at])
+        }
+        at += isRule ? 3 : 1
+    }
+    return String(scalars: out)
 }
 
 /// What stands before, in and behind the first loop that has an end.
@@ -108,7 +146,7 @@ private func flattened(_ template: String) -> String {
     var text = template.replacing(scalars(#/\\n/#), with: "\n")
     text = text.replacing(scalars(#/['"]\s*\+\s*['"]/#), with: "")
     // As transformers renders: trim_blocks, lstrip_blocks, and the minus signs of Jinja.
-    text = text.replacing(scalars(#/\s*(\{[\{%\#])-/#)) { $0.output.1 }
+    text = withoutSpaceBeforeRules(text)
     text = text.replacing(scalars(#/-([\}%\#]\})\s*/#)) { $0.output.1 }
     text = text.replacing(scalars(#/^[ \t]+(\{[%\#])/#.anchorsMatchLineEndings())) { $0.output.1 }
     text = text.replacing(scalars(#/([%\#]\})\n/#)) { $0.output.1 }

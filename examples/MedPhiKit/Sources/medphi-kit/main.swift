@@ -1,0 +1,3 @@
+import MedPhiKitCommand
+
+await MedPhiKitCommand.main()
