@@ -21,7 +21,7 @@ let package = Package(
     platforms: [.iOS(.v18), .macOS(.v15)],
     products: [
         .executable(name: "MedPhiApp", targets: ["MedPhiApp"]),
-        .library(name: "MedPhiViews", targets: ["MedPhiViews"]),
+        .library(name: "MedPhiViews", targets: ["MedPhiViews", "MedPhiSession"]),
     ],
     dependencies: [.package(path: "../MedPhiKit")],
     targets: targets,

@@ -37,6 +37,8 @@
                             .disabled(!session.canWrite)
                     }
                 }
+                // In a form on iOS, a tap on a row presses all of its plain buttons.
+                .buttonStyle(.borderless)
             }
         }
     }

@@ -58,6 +58,8 @@
                         }
                     }
             }
+            // In a form on iOS, a tap on a row presses all of its plain buttons.
+            .buttonStyle(.borderless)
         }
     }
 #endif

@@ -71,7 +71,7 @@ struct OpenedModel: Sendable {
         if url.pathExtension == "medphi" || FileBytes.kind(of: manifest) == .file {
             let bundle = try ModelBundle.open(url, check: verify, progress: progress)
             files = .bundle(bundle)
-            tokenizer = try TokenizerCheck.load(bundle, verify: verify)
+            tokenizer = try TokenizerCheck.load(bundle, verify: verify).tokenizer
         } else {
             let checkpoint = try Checkpoint.open(url)
             files = .checkpoint(checkpoint)
@@ -154,6 +154,7 @@ struct OpenedModel: Sendable {
         switch files {
         case .bundle(let bundle):
             backend = try ReferenceBackend(bundle, context: options.context)
+            try PackageContract.check(bundle)
             place = bundle.url
         case .checkpoint(let checkpoint):
             backend = try ReferenceBackend(checkpoint, context: options.context)

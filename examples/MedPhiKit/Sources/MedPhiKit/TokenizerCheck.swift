@@ -7,8 +7,11 @@ enum TokenizerCheck {
     /// - Parameters:
     ///   - bundle: an opened bundle.
     ///   - verify: whether the bundle's test cases are computed.
+    /// - Returns: the tokenizer, and how many test cases it was tried on.
     /// - Throws: `Phi3Error`: damaged, or not the one the manifest describes.
-    static func load(_ bundle: ModelBundle, verify: Bool) throws -> Tokenizer {
+    static func load(
+        _ bundle: ModelBundle, verify: Bool
+    ) throws -> (tokenizer: Tokenizer, cases: Int) {
         let tokenizer = try Tokenizer.load(directory: bundle.tokenizerFolder)
         let lines = try problems(tokenizer, bundle)
         if !lines.isEmpty {
@@ -18,8 +21,7 @@ enum TokenizerCheck {
                     what: "describes another tokenizer than the bundle has", problems: lines,
                     advice: "Fetch or export the bundle again."))
         }
-        if verify { try tryCases(tokenizer, bundle) }
-        return tokenizer
+        return (tokenizer, verify ? try tryCases(tokenizer, bundle) : 0)
     }
 
     /// The tokenizer beside a checkpoint.
@@ -105,7 +107,7 @@ enum TokenizerCheck {
         return lines
     }
 
-    private static func tryCases(_ tokenizer: Tokenizer, _ bundle: ModelBundle) throws {
+    private static func tryCases(_ tokenizer: Tokenizer, _ bundle: ModelBundle) throws -> Int {
         let facts = bundle.manifest.medphi.tokenizer
         let place = bundle.vectors
         let cases = try TokenizerVectors(
@@ -119,6 +121,6 @@ enum TokenizerCheck {
                     expected: "those of the bundle's own",
                     advice: "Fetch or export the bundle again."))
         }
-        _ = try cases.check(tokenizer)
+        return try cases.check(tokenizer)
     }
 }

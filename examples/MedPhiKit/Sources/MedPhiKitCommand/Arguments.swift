@@ -81,6 +81,11 @@ struct Arguments: Sendable {
     /// The value of an option.
     func text(_ name: String) -> String? { values[name] }
 
+    /// Refuses an option whose value is no text at all.
+    func requireFilled(_ name: String) throws {
+        if values[name]?.isEmpty == true { throw UsageFailure("--\(name) is empty") }
+    }
+
     /// A whole number.
     func whole(_ name: String, or usual: Int, _ range: ClosedRange<Int>) throws -> Int {
         guard let text = values[name] else { return usual }

@@ -25,12 +25,11 @@ enum Bench {
         let wanted = try arguments.whole("prompt", or: 128, 1...1_000_000)
         let tokens = try arguments.whole("tokens", or: 32, 2...1_000_000)
         let rounds = try arguments.whole("repeat", or: 3, 1...1000)
+        try arguments.requireFilled("adapter")
         let clock = ContinuousClock()
         let begin = clock.now
-        var model = try await Reading.model(url, arguments, console)
-        if let adapter = arguments.text("adapter") {
-            model = try await model.applyLoRA(.named(adapter))
-        }
+        let model = try await Reading.adapted(
+            Reading.model(url, arguments, console), arguments)
         let load = seconds(clock.now - begin)
         let length = min(wanted, model.contextLength - tokens)
         guard length > 0 else {
@@ -44,7 +43,8 @@ enum Bench {
             console.note("run \(round) of \(rounds)\(round == 0 ? ", not counted" : "")")
         }
         let report = Report(
-            model: model, load: load, prompt: length, tokens: tokens, runs: runs)
+            model: model, load: load, encode: encoding(model.tokenizer), prompt: length,
+            tokens: tokens, runs: runs)
         if arguments.has("json") {
             console.print(report.json)
         } else {
@@ -73,6 +73,19 @@ enum Bench {
         return completion.timings
     }
 
+    /// Characters of a consultation of some twenty minutes.
+    private static let transcript = 15_000
+
+    /// Seconds that the tokens of a long conversation take: the middle one of twenty times.
+    private static func encoding(_ tokenizer: Tokenizer) -> Double {
+        let line = "Doctor: How long has that been going on?\nPatient: Since Monday, I think.\n"
+        let text = String(
+            String(repeating: line, count: transcript / line.count + 1).prefix(transcript))
+        let clock = ContinuousClock()
+        let times = (0..<20).map { _ in seconds(clock.measure { _ = tokenizer.encode(text) }) }
+        return times.sorted()[times.count / 2]
+    }
+
     private static func seconds(_ duration: Duration) -> Double {
         let parts = duration.components
         return Double(parts.seconds) + Double(parts.attoseconds) * 1e-18
@@ -82,6 +95,7 @@ enum Bench {
     private struct Report {
         let model: Phi3
         let load: Double
+        let encode: Double
         let prompt: Int
         let tokens: Int
         let runs: [Timings]
@@ -107,6 +121,8 @@ enum Bench {
                 "adapter": model.activeAdapter.map { .string($0.name) } ?? .null,
                 "prompt_tokens": .integer(prompt), "new_tokens": .integer(tokens),
                 "runs": .integer(runs.count), "load_seconds": .number(load),
+                "encode_characters": .integer(Bench.transcript),
+                "encode_seconds": .number(encode),
                 "prefill_tokens_per_second": value(runs.map(\.prefillTokensPerSecond)),
                 "decode_tokens_per_second": value(runs.map(\.decodeTokensPerSecond)),
                 "time_to_first_token": value(runs.map(\.timeToFirstToken)),
@@ -117,13 +133,18 @@ enum Bench {
         var text: String {
             func line(_ values: [Double], _ unit: String) -> String {
                 let spread = spread(values)
-                return String(
-                    format: "%.1f %@ (%.1f to %.1f)", spread.middle, unit, spread.least,
-                    spread.most)
+                return Console.number(spread.middle, decimals: 1, unit: " \(unit) (")
+                    + Console.number(spread.least, decimals: 1) + " to "
+                    + Console.number(spread.most, decimals: 1) + ")"
             }
             return Console.table([
                 ("model", "\(model.info.name), backend \(model.backendName)"),
                 ("load", String(format: "%.2f s, checks included", load)),
+                (
+                    "tokenizer",
+                    "\(Bench.transcript) characters in "
+                        + Console.number(encode * 1000, decimals: 1, unit: " ms")
+                ),
                 (
                     "prompt",
                     "\(prompt) tokens, "

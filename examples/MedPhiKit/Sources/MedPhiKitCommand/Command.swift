@@ -13,15 +13,24 @@ public enum MedPhiKitCommand {
     ///   - input: gives the bytes of standard input, asked for only where a `-` is read.
     ///   - output: takes what is asked for: text, ids, JSON.
     ///   - errors: takes progress, timings and the one line that says what went wrong.
-    /// - Returns: the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when cancelled.
+    /// - Returns: the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when cancelled, 141
+    ///   when nobody reads the output any more.
     public static func run(
         arguments: [String], input: @escaping @Sendable () throws -> Data = Console.standardInput,
-        output: @escaping @Sendable (String) -> Void = Console.standardOutput,
+        output: @escaping @Sendable (String) throws -> Void = Console.standardOutput,
         errors: @escaping @Sendable (String) -> Void = Console.standardError
     ) async -> Int32 {
         let console = Console(input: input, output: output, errors: errors)
         do {
-            return try await start(arguments, console)
+            let code = try await start(arguments, console)
+            if code == 0 { try console.requireWritten() }
+            return code
+        } catch let failure as OutputFailure {
+            if failure.isClosedPipe { return 141 }
+            console.fail(
+                "standard output cannot be written (\(failure.reason)); what is there is not whole. "
+                    + "Make room or write to another place, and run it again.")
+            return 1
         } catch let usage as UsageFailure {
             let verb = usage.verb.map { " \($0)" } ?? ""
             console.fail("\(usage.message); see medphi-kit\(verb) --help")
@@ -33,7 +42,8 @@ public enum MedPhiKitCommand {
             console.fail(error.details.description)
             return 1
         } catch {
-            console.fail(error.localizedDescription)
+            let lines = error.localizedDescription.split(whereSeparator: \.isNewline)
+            console.fail(lines.joined(separator: " "))
             return 1
         }
     }
@@ -110,7 +120,8 @@ public enum MedPhiKitCommand {
             medphi-kit VERB --help says more about one. --version prints the version.
             MODEL is a bundle NAME.medphi, the folder of a checkpoint, or a single .safetensors.
 
-            Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C.
+            Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C, 141 nobody reads the
+            output any more (as behind "| head -1").
 
             Not a medical device: a clinician must read and correct every note.
             """

@@ -43,17 +43,16 @@ enum Generate {
         let url = try arguments.url("MODEL")
         let options = NoteOptions(
             generation: try generation(arguments), shortens: !arguments.has("no-shorten"))
-        let spoken = try conversation(arguments.place("CONVERSATION") ?? "-", console)
+        try arguments.requireFilled("adapter")
+        let spoken = try await conversation(arguments, console)
         let section = arguments.text("section")
         do {
             _ = try NotePrompt.parts(section: section)
         } catch {
             throw UsageFailure("--section: \(error.details.found)")
         }
-        var model = try await Reading.model(url, arguments, console)
-        if let adapter = arguments.text("adapter") {
-            model = try await model.applyLoRA(.named(adapter))
-        }
+        let model = try await Reading.adapted(
+            Reading.model(url, arguments, console), arguments)
         let stream = model.generateNote(from: spoken, section: section, options: options)
         let streams = !arguments.has("json") && !arguments.has("ids")
         var wrote = false
@@ -61,12 +60,12 @@ enum Generate {
             switch event {
             case .started(let start): report(start, console)
             case .delta(let text, _) where streams:
-                console.output(text)
+                try console.write(text)
                 wrote = true
             default: break
             }
         }
-        if wrote { console.output("\n") }
+        if wrote { try console.write("\n") }
         let result = try await stream.result
         if arguments.has("json") {
             console.print(json(result, model, arguments))
@@ -95,10 +94,19 @@ enum Generate {
         return options
     }
 
-    private static func conversation(_ place: String, _ console: Console) throws -> Conversation {
-        let text = try Reading.text(
-            Reading.bytes(place, console), place == "-" ? "standard input" : place)
-        let spoken = try Conversation(text: text)
+    private static func conversation(
+        _ arguments: Arguments, _ console: Console
+    ) async throws -> Conversation {
+        let path = arguments.place("CONVERSATION") ?? "-"
+        if path.isEmpty { throw UsageFailure("CONVERSATION is empty") }
+        let place = path == "-" ? "standard input" : path
+        let data = try Reading.bytes(path, console)
+        if data.count >= 1_000_000 {
+            console.note("reading the conversation: \(Console.size(data.count))")
+        }
+        let spoken = try await Reading.stoppable {
+            try Reading.conversation(Reading.text(data, place), place)
+        }
         guard !spoken.turns.isEmpty else {
             throw Phi3Error.input(
                 ErrorDetails(
@@ -124,10 +132,12 @@ enum Generate {
         let peak = times.peakBytes.map { "; at most \(Console.size($0)) of memory" } ?? ""
         console.note(
             "note: \(completion.ids.count) tokens, \(reason(completion.stopReason)); "
-                + String(
-                    format: "first token after %.2f s, prompt %.1f tokens/s, note %.1f tokens/s",
-                    times.timeToFirstToken, times.prefillTokensPerSecond,
-                    times.decodeTokensPerSecond) + peak)
+                + "first token after "
+                + Console.number(times.timeToFirstToken, decimals: 2, unit: " s") + ", prompt "
+                + Console.number(times.prefillTokensPerSecond, decimals: 1, unit: " tokens/s")
+                + ", note "
+                + Console.number(times.decodeTokensPerSecond, decimals: 1, unit: " tokens/s")
+                + peak)
         console.note("A clinician must read and correct it before anyone relies on it.")
     }
 

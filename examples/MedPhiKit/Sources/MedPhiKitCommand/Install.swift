@@ -37,7 +37,7 @@ enum Install {
             arguments.has("rollback")
             ? try await store.rollback(name)
             : try await store.install(
-                name, from: address, version: arguments.text("version")
+                name, from: address, version: arguments.text("version"), verifying: true
             ) { event in
                 let line = line(event)
                 if last.isNew(line) { console.note(line) }
@@ -59,10 +59,17 @@ enum Install {
         switch event {
         case .listed(let files, let bytes): "\(files) files to fetch, \(Console.size(bytes))"
         case .receiving(_, let done, let total):
-            "fetched \(total > 0 ? done / max(1, total / 10) * 10 : 100) %"
+            "fetched \(percent(done, of: total)) %"
         case .waiting(let path, let seconds, let reason):
             "\(path): \(reason); again in \(String(format: "%.1f", seconds)) s"
         case .installing: "moving it to its place"
         }
+    }
+
+    /// How much is here, in whole tenths.
+    static func percent(_ done: Int, of total: Int) -> Int {
+        guard total > 0, done < total else { return 100 }
+        // A product of large counts could overflow.
+        return Int(Double(max(0, done)) / Double(total) * 10) * 10
     }
 }

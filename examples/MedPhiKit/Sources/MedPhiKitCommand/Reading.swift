@@ -5,17 +5,66 @@ import MedPhiKit
 enum Reading {
     /// The bytes of a file, or of standard input for `-`.
     static func bytes(_ path: String, _ console: Console) throws -> Data {
-        if path == "-" {
+        guard path == "-" else {
+            let url = URL(fileURLWithPath: path)
+            try checkSize(FileBytes.size(of: url), path, limit: limit)
+            return try FileBytes.read(url, limit: limit)
+        }
+        do {
+            let data = try console.input()
+            try checkSize(data.count, "standard input", limit: limit)
+            return data
+        } catch let error as Phi3Error {
+            throw error
+        } catch let error as CancellationError {
+            throw error
+        } catch {
+            throw Streams.unreadable(error.localizedDescription)
+        }
+    }
+
+    /// Bytes of the largest text that is read, 64 MiB.
+    static let limit = 64 << 20
+
+    /// Refuses a text that is too large.
+    static func checkSize(_ bytes: Int, _ place: String, limit: Int) throws {
+        guard bytes > limit else { return }
+        throw Phi3Error.input(
+            ErrorDetails(
+                place: place, found: "more than \(Console.size(limit)) of text",
+                expected: "at most \(limit) bytes", advice: "Give the text of one conversation."))
+    }
+
+    /// Waits for long work that never looks whether it was cancelled; then it is left behind.
+    ///
+    /// - Throws: what the work throws, or `CancellationError` at once.
+    static func stoppable<Value: Sendable>(
+        _ work: @escaping @Sendable () throws -> Value
+    ) async throws -> Value {
+        let (values, feed) = AsyncThrowingStream<Value, any Error>.makeStream()
+        Thread.detachNewThread {
             do {
-                return try console.input()
+                feed.yield(try work())
+                feed.finish()
             } catch {
-                throw Phi3Error.file(
-                    ErrorDetails(
-                        place: "-", found: "standard input cannot be read",
-                        expected: "text on standard input", advice: "Name a file instead."))
+                feed.finish(throwing: error)
             }
         }
-        return try FileBytes.read(URL(fileURLWithPath: path), limit: 64 << 20)
+        for try await value in values { return value }
+        throw CancellationError()
+    }
+
+    /// A conversation; what is wrong with it is said with its line.
+    static func conversation(_ text: String, _ place: String) throws -> Conversation {
+        do {
+            return try Conversation(text: text)
+        } catch {
+            var details = error.details
+            let lines = text.split(omittingEmptySubsequences: false, whereSeparator: \.isNewline)
+            let line = lines.firstIndex { (try? Conversation(text: String($0))) == nil }
+            details.place = place + (line.map { ", line \($0 + 1)" } ?? "")
+            throw Phi3Error.input(details)
+        }
     }
 
     /// Text in UTF-8; a mark at its beginning that some editors leave is no part of it.
@@ -38,7 +87,8 @@ enum Reading {
 
     /// The tokenizer of a bundle, a checkpoint, or a folder with its files.
     static func tokenizer(_ url: URL) throws -> Tokenizer {
-        if FileBytes.kind(of: url) == .missing {
+        let kind = FileBytes.kind(of: url)
+        if kind == .missing {
             throw Phi3Error.file(
                 ErrorDetails(
                     place: url.path, found: "nothing there",
@@ -49,14 +99,47 @@ enum Reading {
             return try Tokenizer.load(
                 directory: ModelBundle.open(url, check: false).tokenizerFolder)
         }
-        let isFolder = FileBytes.kind(of: url) == .folder
-        return try Tokenizer.load(directory: isFolder ? url : url.deletingLastPathComponent())
+        guard kind == .folder || (kind == .file && url.pathExtension == "safetensors") else {
+            throw Phi3Error.file(
+                ErrorDetails(
+                    place: url.path, found: "is not a .safetensors file and no folder",
+                    expected: "a bundle, a checkpoint, or a folder with tokenizer.json",
+                    advice: "Give the folder of the model."))
+        }
+        let folder = kind == .folder ? url : url.deletingLastPathComponent()
+        try refusePointers(folder)
+        return try Tokenizer.load(directory: folder)
+    }
+
+    /// Refuses a tokenizer's files that Git left without their content.
+    private static func refusePointers(_ folder: URL) throws {
+        for name in Tokenizer.fileNames {
+            try FileBytes.refusePointer(folder.appendingPathComponent(name))
+        }
+    }
+
+    /// The model with the adapter that was typed, if any.
+    static func adapted(_ model: Phi3, _ arguments: Arguments) async throws -> Phi3 {
+        guard let adapter = arguments.text("adapter") else { return model }
+        let url = URL(fileURLWithPath: adapter)
+        if !model.adapters.contains(adapter), FileBytes.kind(of: url) == .other {
+            throw Phi3Error.file(
+                ErrorDetails(
+                    place: adapter, found: "exists, but is no file or folder",
+                    expected: "the file or folder of an adapter, or a name in the bundle",
+                    advice: "Check the path."))
+        }
+        return try await model.applyLoRA(.named(adapter))
     }
 
     /// Loads a model and says on standard error what goes on.
     static func model(
         _ url: URL, _ arguments: Arguments, _ console: Console, options: LoadOptions = .init()
     ) async throws -> Phi3 {
+        if !isBundle(url) {
+            let isFolder = FileBytes.kind(of: url) == .folder
+            try refusePointers(isFolder ? url : url.deletingLastPathComponent())
+        }
         let last = LastLine()
         return try await Phi3.load(url, backend: arguments.backend(), options: options) { event in
             guard let line = line(event), last.isNew(line) else { return }

@@ -60,10 +60,11 @@ enum Tokenize {
         _ text: String, _ tokenizer: Tokenizer, _ arguments: Arguments, _ console: Console
     ) throws {
         let words = text.split { $0 == "," || $0 == "[" || $0 == "]" || $0.isWhitespace }
-        let ids = try words.map { word in
+        let ids = try words.enumerated().map { at, word in
+            // The word may be a piece of a conversation, so it is not shown.
             guard let id = Int32(word), id >= 0, Int(id) < tokenizer.vocabularySize else {
                 throw UsageFailure(
-                    "'\(Console.shown(String(word)))' is no id; expected 0 to "
+                    "TEXT: word \(at + 1) of \(words.count) is no id; expected 0 to "
                         + "\(tokenizer.vocabularySize - 1)")
             }
             return id

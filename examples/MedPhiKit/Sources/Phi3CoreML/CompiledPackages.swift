@@ -2,6 +2,7 @@
     import CoreML
     import Foundation
     import Phi3Core
+    import Synchronization
 
     /// Where the compiled form of a bundle's package is, and making it.
     ///
@@ -24,6 +25,12 @@
         private var running: Task<Place, any Error>?
         private var hasForgotten = false
 
+        // What this process has loaded may be mapped into its memory for as long as it runs.
+        private static let inUse = Mutex<Set<String>>([])
+        private static let day: TimeInterval = 86_400
+        // Bundles of one name may be used in turn, each with a package of its own.
+        private static let keptFor = 30 * day
+
         /// The packages of one bundle.
         ///
         /// - Parameters:
@@ -38,13 +45,35 @@
 
         /// The compiled package; it is compiled where it is not there yet.
         ///
-        /// Two callers at once wait for one compilation.
+        /// Two callers at once wait for one compilation. A caller that is cancelled waits no longer; the
+        /// compilation, which nothing can stop, goes on for the next one.
+        ///
+        /// - Throws: `Phi3Error`, or `CancellationError` as soon as the caller's task is cancelled.
         func place(_ report: @escaping @Sendable (LoadEvent) -> Void) async throws -> Place {
-            if let running { return try await running.value }
-            let task = Task { try await find(report) }
+            let task = running ?? begin(report)
+            let (results, result) = AsyncThrowingStream<Place, any Error>.makeStream()
+            Task {
+                do {
+                    result.yield(try await task.value)
+                    result.finish()
+                } catch {
+                    result.finish(throwing: error)
+                }
+            }
+            for try await place in results { return place }
+            // The stream of a task that is cancelled ends at once.
+            throw CancellationError()
+        }
+
+        private func begin(
+            _ report: @escaping @Sendable (LoadEvent) -> Void
+        ) -> Task<Place, any Error> {
+            let task = Task {
+                defer { running = nil }
+                return try await find(report)
+            }
             running = task
-            defer { running = nil }
-            return try await task.value
+            return task
         }
 
         /// Removes what was kept because it cannot be loaded. Only once: compiling takes long, and what
@@ -70,6 +99,7 @@
             let names = try names()
             let target = folder.appendingPathComponent(names.entry)
             if FileBytes.kind(of: target) == .folder {
+                use(target)
                 removeOthers(names)
                 return Place(url: target, isNew: false, isOurs: true)
             }
@@ -84,8 +114,6 @@
             let made: URL
             do {
                 made = try await MLModel.compileModel(at: package)
-            } catch let error as CancellationError {
-                throw error
             } catch {
                 throw Phi3Error.modelLoad(
                     ErrorDetails(
@@ -95,6 +123,7 @@
                         advice: "Free some space or update the system; else export it again."))
             }
             try keep(made, as: target)
+            use(target)
             removeOthers(names)
             return Place(url: target, isNew: true, isOurs: true)
         }
@@ -123,18 +152,44 @@
             }
         }
 
-        /// Removes packages of other systems, older ones of this model, and what was left unfinished.
+        /// Notes that a package is used, in this process and, by its date, for all others.
+        private func use(_ target: URL) {
+            let path = FileBytes.realPath(of: target)
+            CompiledPackages.inUse.withLock { _ = $0.insert(path) }
+            try? FileManager.default.setAttributes(
+                [.modificationDate: Date()], ofItemAtPath: target.path)
+        }
+
+        /// Removes packages of other systems, those of this model's name that nobody used for long, and
+        /// what was left unfinished: a younger one may be another process's, which is at it.
         private func removeOthers(_ names: Names) {
             let files = FileManager.default
             for name in (try? files.contentsOfDirectory(atPath: folder.path)) ?? [] {
-                let isOurKind = name.hasSuffix(".mlmodelc") && name.hasPrefix("medphi-")
-                let isOld =
-                    isOurKind && name != names.entry
-                    && (name.hasPrefix(names.model) || !name.hasSuffix(names.system))
-                if isOld || (name.hasPrefix(".") && name.hasSuffix(CompiledPackages.unfinished)) {
-                    try? files.removeItem(at: folder.appendingPathComponent(name))
+                let place = folder.appendingPathComponent(name)
+                let age = CompiledPackages.age(of: place)
+                let isOld: Bool
+                if name.hasPrefix("."), name.hasSuffix(CompiledPackages.unfinished) {
+                    isOld = age > CompiledPackages.day
+                } else if name.hasPrefix("medphi-"), name.hasSuffix(".mlmodelc") {
+                    // Nothing can load a package of another system any more.
+                    let isLeft = name.hasPrefix(names.model) && age > CompiledPackages.keptFor
+                    isOld = (isLeft || !name.hasSuffix(names.system)) && !isInUse(place)
+                } else {
+                    isOld = false
                 }
+                if isOld { try? files.removeItem(at: place) }
             }
+        }
+
+        private func isInUse(_ place: URL) -> Bool {
+            let path = FileBytes.realPath(of: place)
+            return CompiledPackages.inUse.withLock { $0.contains(path) }
+        }
+
+        /// Seconds since something was made or used; 0 where nobody knows.
+        private static func age(of place: URL) -> TimeInterval {
+            let facts = try? FileManager.default.attributesOfItem(atPath: place.path)
+            return (facts?[.modificationDate] as? Date).map { -$0.timeIntervalSinceNow } ?? 0
         }
 
         private struct Names {

@@ -69,7 +69,7 @@
         /// - Throws: `Phi3Error`: it cannot be compiled or loaded, or it is not what the manifest says.
         public func load(_ report: @escaping @Sendable (LoadEvent) -> Void) async throws {
             if await engine.package != nil { return }
-            try checkContract()
+            try PackageContract.check(bundle)
             let place = try await packages.place(report)
             try Task.checkCancellation()
             report(place.isNew ? .specializing : .loading)
@@ -122,13 +122,6 @@
                 choices.append(other)
             }
             return choices
-        }
-
-        private func checkContract() throws {
-            let lines = shape.problems()
-            if !lines.isEmpty {
-                throw LoadedPackage.mismatch(bundle.place(Manifest.fileName), lines)
-            }
         }
 
         private static func facts(_ manifest: Manifest) -> BackendFacts {

@@ -103,11 +103,7 @@
         }
 
         static func mismatch(_ url: URL, _ lines: [String]) -> Phi3Error {
-            .schemaMismatch(
-                ProblemList(
-                    path: url.path, what: "the package is not what the manifest describes",
-                    problems: lines,
-                    advice: "Fetch the bundle again, or export it again with the same mlx_medphi."))
+            PackageContract.mismatch(url.path, lines)
         }
 
         /// What Core ML says of an error; it knows nothing of what was read or written.

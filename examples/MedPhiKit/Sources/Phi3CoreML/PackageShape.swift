@@ -1,3 +1,4 @@
+import Foundation
 import Phi3Core
 
 /// What the loop around a package must know of it, from the manifest.
@@ -51,6 +52,25 @@ struct PackageShape: Sendable {
 }
 
 // MARK: - The contract
+
+/// Whether this package's loop can call what a bundle's manifest describes.
+package enum PackageContract {
+    /// Throws `Phi3Error.schemaMismatch` with everything that it cannot call.
+    package static func check(_ bundle: ModelBundle) throws {
+        let lines = PackageShape(bundle.manifest).problems()
+        if lines.isEmpty { return }
+        throw mismatch(bundle.place(Manifest.fileName).path, lines)
+    }
+
+    /// The error for functions that are not what the manifest says.
+    static func mismatch(_ path: String, _ lines: [String]) -> Phi3Error {
+        .schemaMismatch(
+            ProblemList(
+                path: path, what: "the package is not what the manifest describes",
+                problems: lines,
+                advice: "Fetch the bundle again, or export it again with the same mlx_medphi."))
+    }
+}
 
 extension PackageShape {
     /// What the manifest says of its functions that this loop cannot call, one line each.

@@ -119,8 +119,8 @@ struct PackageBlobs {
         let count = word(at + 8, as: UInt64.self)
         guard word(at, as: UInt32.self) == PackageBlobs.mark,
             word(at + 4, as: UInt32.self) == PackageBlobs.codes[constant.kind],
-            let begin = Int(exactly: start), let length = Int(exactly: count), begin <= size,
-            length <= size - begin
+            let begin = Int(exactly: start), let length = Int(exactly: count),
+            begin % step == 0, begin <= size, length <= size - begin
         else { throw refused(name) }
         var bits = constant.kind.bits
         for extent in constant.shape {

@@ -79,15 +79,30 @@ struct ProtobufReader {
     }
 }
 
-/// A message with the fields that were asked for; fields that are not known are left alone.
+/// A message with the fields that weights need; all others are left alone.
 struct ProtobufMessage {
+    // A block of Phi-3-medium has some six thousand operations. A field may be two bytes, and what
+    // is kept of it sixteen times as many.
+    private static let mostFields = 1 << 20
+    // Those that `PackageProgram` reads, of all kinds of messages.
+    private static let known: Set<Int> = [1, 2, 3, 5, 502]
+
     private var messages: [Int: [ArraySlice<UInt8>]] = [:]
     private var numbers: [Int: UInt64] = [:]
 
-    /// Reads all fields of a message.
+    /// Reads the fields of a message.
+    ///
+    /// - Throws: `ProtobufReader.Damaged`: no message, or more fields than any program has.
     init(_ bytes: ArraySlice<UInt8>) throws {
         var reader = ProtobufReader(bytes)
+        var count = 0
         while let field = try reader.next() {
+            count += 1
+            if count > ProtobufMessage.mostFields {
+                throw ProtobufReader.Damaged(
+                    what: "a message of more than \(ProtobufMessage.mostFields) fields")
+            }
+            guard ProtobufMessage.known.contains(field.number) else { continue }
             switch field.content {
             case .bytes(let content): messages[field.number, default: []].append(content)
             case .varint(let value): numbers[field.number] = value

@@ -128,12 +128,14 @@ struct PackageWeights: WeightSource {
         let context = manifest.medphi.coreml.contextLength
         let sets = manifest.medphi.model.rope.factors == .both ? 2 : 1
         let pairs = config.rotarySize / 2
+        // A manifest is not trusted: what overflows cannot equal a real shape.
+        let rows = context &* sets
         let both = try ["rope_cos", "rope_sin"].map { name -> [Float] in
             guard let constant = program.constants[name], constant.kind == .float16,
-                constant.shape == [context * sets, pairs]
+                constant.shape == [rows, pairs]
             else {
                 throw PackageFiles.refused(
-                    files.model, "no table \(name) of \(context * sets) positions")
+                    files.model, "no table \(name) of \(rows) positions")
             }
             return Tensor.halves(try blobs.bytes(constant, name))
         }

@@ -31,7 +31,7 @@ struct CommandRefusalTests {
         ("verify TINY --backend gpu", 2, "expected reference or coreml"),
         ("tokenize NONE x", 1, "nothing there"),
         ("tokenize EMPTY x", 1, "tokenizer_config.json"),
-        ("tokenize TINY --ids 1,x", 2, "'x' is no id"),
+        ("tokenize TINY --ids 1,x", 2, "word 2 of 2 is no id"),
         ("tokenize TINY --ids 99999999", 2, "is no id; expected 0 to"),
         ("tokenize TINY --ids --chat x", 2, "do not go together"),
         ("tokenize TINY --chat [1]", 1, "no list of messages"),

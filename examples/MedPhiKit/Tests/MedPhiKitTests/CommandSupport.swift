@@ -62,3 +62,10 @@ enum CommandFixtures {
         return url
     }
 }
+
+/// Texts in the order they came.
+final class Lines: Sendable {
+    private let state = Mutex<[String]>([])
+    func add(_ text: String) { state.withLock { $0.append(text) } }
+    var all: [String] { state.withLock { $0 } }
+}

@@ -150,7 +150,16 @@ struct CommandTests {
         #expect(json["runs"]?.integer == 2 && json["prompt_tokens"]?.integer == 4)
         #expect((json["prefill_tokens_per_second"]?["median"]?.double ?? 0) > 0)
         #expect((json["load_seconds"]?.double ?? 0) > 0)
+        #expect((json["encode_seconds"]?.double ?? 0) > 0)
         #expect(await CommandRun.of(words).output.contains("tokens/s"))
+    }
+
+    @Test(arguments: [
+        (0, 29, 0), (2, 29, 0), (14, 29, 40), (28, 29, 90), (29, 29, 100), (30, 29, 100),
+        (0, 0, 100), (3, 10, 30), (7, 10, 70), (Int.max / 2, Int.max, 50), (Int.max, Int.max, 100),
+    ])
+    func progressEndsAtAHundred(done: Int, total: Int, percent: Int) {
+        #expect(Install.percent(done, of: total) == percent)
     }
 
     @Test func completionsKnowEveryVerbAndOption() async {

@@ -87,6 +87,28 @@ struct CommandVerifyTests {
         #expect(note.code == 1 && note.problem.contains("adapters/a.safetensors is altered"))
     }
 
+    /// Every hash is right, and yet `Phi3.load` would refuse it.
+    @Test(arguments: [
+        (#""user": 315"#, #""user": 311"#, "special_token_ids.user"),
+        (#""eps": 1e-05"#, #""eps": 0"#, "eps is 0"),
+        (#""prefill_width": 16"#, #""prefill_width": 8"#, "prefill"),
+    ])
+    func whatCannotBeLoadedDoesNotPass(old: String, new: String, says: String) async throws {
+        let folder = try CommandFixtures.folder()
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let copy = try changed(folder, "metadata.json", isSigned: true) { data in
+            let text = String(decoding: data, as: UTF8.self)
+            #expect(text.contains(old))
+            data = Data(text.replacing(old, with: new).utf8)
+        }
+        _ = try ModelBundle.open(copy)
+        for level in [["--level", "files"], ["--backend", "reference"]] {
+            let run = await CommandRun.of(["verify", copy.path] + level)
+            #expect(run.code == 1 && run.problem.contains(says), "\(run.errors)")
+            #expect(run.output.contains("NOT passed"))
+        }
+    }
+
     @Test func inspectSaysWhatABundleIs() async throws {
         let run = await CommandRun.of("inspect", mini.path)
         #expect(run.code == 0 && run.output.contains("slots: a (rank"))

@@ -25,6 +25,29 @@ import Testing
         #expect(try await logits(a) == underA)
     }
 
+    /// The same tensors under the same name, twice as strong.
+    @Test func anotherScaleIsAnotherAdapter() async throws {
+        let room = try Room()
+        let options = AdapterOptions(allowsUnstatedBase: true)
+        let source = Places.phi3.appendingPathComponent("mini-4k/peft_0")
+        let place = try room.copy(source, "peft_0")
+        try change(
+            place.appendingPathComponent("adapter_config.json"), "\"lora_alpha\": 16",
+            "\"lora_alpha\": 32")
+        for base in [
+            try await Phi3.load(Places.mini, backend: .reference),
+            try await Phi3.load(Places.phi3.appendingPathComponent("mini-4k")),
+        ] {
+            let weak = try await base.applyLoRA(.file(source), options: options)
+            let strong = try await base.applyLoRA(.file(place), options: options)
+            #expect(weak.activeAdapter?.name == strong.activeAdapter?.name)
+            #expect(weak.activeAdapter != strong.activeAdapter)
+            let before = try await logits(weak)
+            #expect(try await logits(strong) != before)
+            #expect(try await logits(weak) == before)
+        }
+    }
+
     /// Under each adapter the logits are those that were recorded with it.
     @Test(arguments: [nil, "peft_0", "peft_1", "peft_2"])
     func adaptersOnACheckpointGiveTheRecordedLogits(name: String?) async throws {
@@ -162,6 +185,46 @@ import Testing
         #expect(refusal?.description.contains("NOTICE is altered") == true)
         let left = try FileManager.default.contentsOfDirectory(atPath: room.url.path)
         #expect(left == ["b.medphi"])
+    }
+
+    /// A whole bundle of the same name was put where the loaded one was.
+    @Test func whatWasReplacedSinceItWasLoadedIsNotPassedOn() async throws {
+        let room = try Room()
+        let copy = try room.copy(Places.mini, "b.medphi")
+        let file = try Self.third(room)
+        let base = try await Phi3.load(copy, backend: .reference)
+        let manifest = copy.appendingPathComponent(Manifest.fileName)
+        let sums = copy.appendingPathComponent("SHA256SUMS")
+        let listed = try String(contentsOf: sums, encoding: .utf8)
+        let old = try SHA256.hex(contentsOf: manifest)
+        try change(manifest, "\"licence\": ", "\"licence\":  ")
+        try change(sums, old, try SHA256.hex(contentsOf: manifest))
+        _ = try ModelBundle.open(copy)
+        let refusal = await problem { try await base.save(room["c.medphi"]) }
+        #expect(refusal?.description.contains("metadata.json is altered") == true)
+        let other = await problem { try await Self.save(base, file, room["c.medphi"]) }
+        #expect(other?.description.contains("metadata.json is altered") == true)
+        // The manifest as it was, beside hashes of something else.
+        try change(manifest, "\"licence\":  ", "\"licence\": ")
+        try listed.replacing("  NOTICE\n", with: "  NOTICES\n")
+            .write(to: sums, atomically: true, encoding: .utf8)
+        await #expect(throws: Phi3Error.self) { try await base.save(room["c.medphi"]) }
+        try listed.write(to: sums, atomically: true, encoding: .utf8)
+        let left = try FileManager.default.contentsOfDirectory(atPath: room.url.path).sorted()
+        #expect(left == ["b.medphi", "third"])
+        try await base.save(room["c.medphi"])
+    }
+
+    @Test func aCancelledTaskLeavesNoHalfBundle() async throws {
+        let room = try Room()
+        let bundle = try ModelBundle.open(Places.mini)
+        let place = room["c.medphi"]
+        let task = Task {
+            withUnsafeCurrentTask { $0?.cancel() }
+            try bundle.copy(to: place)
+        }
+        await #expect(throws: CancellationError.self) { try await task.value }
+        #expect(try FileManager.default.contentsOfDirectory(atPath: room.url.path) == [])
     }
 
     @Test(arguments: ["decode", "9lives", "with space", "a-b-c-é", "A", "base"])

@@ -80,7 +80,9 @@ import Testing
     @Test(arguments: [
         ("\"heads\": 4", "\"heads\": 3", "do not go together"),
         ("\"rotary_dim\": 16", "\"rotary_dim\": 18", "rotary_dim is 18"),
-        ("\"hidden_size\": 64", "\"hidden_size\": 32", "as the manifest has it"),
+        ("\"hidden_size\": 64", "\"hidden_size\": 32", "not what the manifest describes"),
+        ("\"context_length\": 64", "\"context_length\": 128", "not what the manifest describes"),
+        ("\"rank_slot\": 8", "\"rank_slot\": 16", "not what the manifest describes"),
         ("\"eps\": 1e-05", "\"eps\": 0", "eps is 0"),
     ])
     func manifestsThatDescribeNoSuchModelAreRefused(

@@ -12,10 +12,13 @@
 
         private func bound(_ name: String, _ rig: Rig) throws -> BoundAdapter {
             let url = Fixtures.mini.appendingPathComponent(name)
-            let adapter = try Adapter.load(
-                url, for: rig.backend.facts.target, options: Self.options)
-            return BoundAdapter(
-                id: AdapterID(name: name, sha256: adapter.weightsSHA256), adapter: adapter)
+            return try bound(url, name, rig)
+        }
+
+        private func bound(_ url: URL, _ name: String, _ rig: Rig) throws -> BoundAdapter {
+            BoundAdapter(
+                try Adapter.load(url, for: rig.backend.facts.target, options: Self.options),
+                name: name)
         }
 
         private func builtIn(_ name: String) -> BoundAdapter {
@@ -53,6 +56,26 @@
         func slotsAreFilledAndEmptiedExactly(kind: Manifest.Adapters.SlotKind) async throws {
             let rig = try Rig(BundleMaker(context: 48, width: 16, adapters: .slots(kind)))
             try await swap(rig, try bound("peft_0", rig), try bound("peft_1", rig))
+        }
+
+        /// The same tensors under the same name, twice as strong.
+        @Test(arguments: Manifest.Adapters.SlotKind.allCases)
+        func anotherScaleIsAnotherAdapter(kind: Manifest.Adapters.SlotKind) async throws {
+            let rig = try Rig(BundleMaker(context: 48, width: 16, adapters: .slots(kind)))
+            let place = rig.folder["peft_0"]
+            try FileManager.default.copyItem(
+                at: Fixtures.mini.appendingPathComponent("peft_0"), to: place)
+            let file = place.appendingPathComponent("adapter_config.json")
+            let text = try String(contentsOf: file, encoding: .utf8)
+            try text.replacing("\"lora_alpha\": 16", with: "\"lora_alpha\": 32")
+                .write(to: file, atomically: true, encoding: .utf8)
+            let (weak, strong) = (try bound("peft_0", rig), try bound(place, "peft_0", rig))
+            #expect(weak.id.name == strong.id.name && weak.id != strong.id)
+            let ids = Fixtures.ids(20)
+            _ = try await rig.backend.logits(after: ids, adapter: weak)
+            let found = try await rig.backend.logits(after: ids, adapter: strong)
+            let model = try RuntimeTests.mini.get().applyLoRA(place, options: Self.options)
+            #expect(difference(found, try reference(ids, model)) < halfPrecision)
         }
 
         @Test func functionsAreLoadedInPairs() async throws {

@@ -28,8 +28,7 @@
             #expect(difference(before, try reference(ids, base)) < halfPrecision)
             for (name, url) in bundle.adapters {
                 let adapter = try Adapter.load(url, for: backend.facts.target)
-                let bound = BoundAdapter(
-                    id: AdapterID(name: name, sha256: adapter.weightsSHA256), adapter: adapter)
+                let bound = BoundAdapter(adapter, name: name)
                 let found = try await backend.logits(after: ids, adapter: bound)
                 #expect(
                     difference(found, try reference(ids, try base.applying(adapter)))

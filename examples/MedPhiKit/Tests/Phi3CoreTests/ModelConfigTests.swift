@@ -143,6 +143,27 @@ import Testing
         }
     }
 
+    /// Each extent may be one of an array; all weights together leave 64 bits.
+    @Test func weightsWithoutEndAreRefused() throws {
+        let most = ModelConfig.mostWhole.json
+        #expect(throws: Phi3Error.self) {
+            try read([
+                "hidden_size": most, "num_attention_heads": 1.json, "head_dim": most,
+                "partial_rotary_factor": .number(1e-9 + 2 / Double(ModelConfig.mostWhole)),
+                "intermediate_size": .integer(1 << 30 - 1),
+            ])
+        }
+        #expect(throws: Phi3Error.self) { try read(["vocab_size": most, "hidden_size": most]) }
+        #expect(throws: Phi3Error.self) {
+            try read(["num_hidden_layers": 10_000.json, "intermediate_size": 1_000_000.json])
+        }
+        // Ten times Phi-3-medium.
+        _ = try read([
+            "vocab_size": 32064.json, "hidden_size": 16_384.json,
+            "intermediate_size": 57_344.json, "num_hidden_layers": 40.json,
+        ])
+    }
+
     @Test func spoiledConfigsNeverCrash() throws {
         var generator = SplitMix(9)
         for name in ["longrope-long", "gqa", "partial-rotary-tied"] {

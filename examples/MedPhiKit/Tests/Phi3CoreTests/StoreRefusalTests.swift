@@ -3,7 +3,7 @@ import Testing
 
 @testable import Phi3Core
 
-@Suite("What a store refuses", .timeLimit(.minutes(1)))
+@Suite("What a store refuses", StoreFixtures.limit)
 struct StoreRefusalTests {
     private let server: StoreServer
     private let home: TestFolder

@@ -17,8 +17,15 @@ final class StoreServer: Sendable {
         case bytes(Data)
         /// Sends the whole of another file.
         case file(Data)
-        /// Waits before each kibibyte.
-        case slow(TimeInterval)
+        /// Sends so many bytes, and the rest when a test says so.
+        case held(Int, Gate)
+    }
+
+    /// Closed until a test opens it.
+    final class Gate: Sendable {
+        private let semaphore = DispatchSemaphore(value: 0)
+        func open() { semaphore.signal() }
+        fileprivate func wait() { semaphore.wait() }
     }
 
     /// One request as it came, and how much of the body it is sent.
@@ -210,11 +217,10 @@ final class StoreServer: Sendable {
             // Until the other side has enough of it.
             var byte: UInt8 = 0
             _ = recv(connection, &byte, 1, 0)
-        case .slow(let pause):
-            for at in stride(from: data.startIndex, to: data.endIndex, by: 1024) {
-                Thread.sleep(forTimeInterval: pause)
-                guard send(connection, data[at..<min(at + 1024, data.endIndex)]) else { return }
-            }
+        case .held(let count, let gate):
+            send(connection, data.prefix(count))
+            gate.wait()
+            send(connection, data.dropFirst(count))
         default: send(connection, data)
         }
     }

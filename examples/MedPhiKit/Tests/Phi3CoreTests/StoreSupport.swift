@@ -1,11 +1,14 @@
 import Foundation
 import Synchronization
+import Testing
 
 @testable import Phi3Core
 
 /// Bundles of a few kilobytes, and stores that do not wait long.
 enum StoreFixtures {
     static let weights = "model/Phi3.mlpackage/Manifest.json"
+    /// Ends what hangs; nothing that a test decides depends on it.
+    static let limit = TimeLimitTrait.timeLimit(.minutes(10))
     static let quick = StoreOptions(
         allowsNetwork: true, attempts: 3, firstDelay: .milliseconds(1),
         longestDelay: .milliseconds(5), stall: .seconds(300))

@@ -81,9 +81,28 @@ import Testing
             (Self.model, 100), (Self.model, 50_000), (Self.weights, 63), (Self.weights, 70_000),
             (Self.weights, 0), (Self.model, 0),
         ] {
-            let (bundle, _) = try changed(path) { $0 = $0.prefix(count) }
+            let (bundle, room) = try changed(path) { $0 = $0.prefix(count) }
+            withExtendedLifetime(room) {
+                _ = #expect(throws: Phi3Error.self) { _ = try ReferenceModel(bundle) }
+            }
+        }
+    }
+
+    /// Two bytes of a file may not become sixteen times as many in memory.
+    @Test func moreFieldsThanAnyProgramHasAreRefused() throws {
+        let fields = 1 << 20
+        let (bundle, room) = try changed(Self.model) { data in
+            data = Data(repeating: 0, count: 2 * (fields + 1))
+            for at in stride(from: 0, to: data.count, by: 2) { data[at] = 0x0A }
+        }
+        let error = withExtendedLifetime(room) {
             #expect(throws: Phi3Error.self) { _ = try ReferenceModel(bundle) }
         }
+        #expect(error?.description.contains("\(fields) fields") == true)
+        // What nobody asks for is not kept.
+        let message = try ProtobufMessage([0x22, 1, 7, 0x0A, 1, 8, 0x20, 9, 0x08, 3])
+        #expect(message.all(4).isEmpty && message.number(4) == 0)
+        #expect(message.all(1) == [[8]] && message.number(1) == 3)
     }
 
     @Test func noChangeOfBytesCrashesTheReader() throws {
@@ -109,21 +128,25 @@ import Testing
 
     @Test func aWeightFileThatLiesIsRefused() throws {
         // The first record: type, bytes and place of the embedding's codes.
-        for (offset, value) in [(64, 1), (68, 1), (72, 1), (80, 255), (86, 255)] {
-            let (bundle, _) = try changed(Self.weights) { $0[offset] = UInt8(value) }
-            #expect(throws: Phi3Error.self) { _ = try ReferenceModel(bundle) }
+        for (offset, value) in [(64, 1), (68, 99), (72, 1), (80, 255), (86, 255)] {
+            let (bundle, room) = try changed(Self.weights) { $0[offset] = UInt8(value) }
+            withExtendedLifetime(room) {
+                _ = #expect(throws: Phi3Error.self) { _ = try ReferenceModel(bundle) }
+            }
         }
     }
 
     @Test func pathsOutOfThePackageAreNotFollowed() throws {
         let manifest = "model/Phi3.mlpackage/Manifest.json"
         for path in ["../../../metadata.json", "/etc/passwd", "com.apple.CoreML/../../x"] {
-            let (bundle, _) = try changed(manifest) { data in
+            let (bundle, room) = try changed(manifest) { data in
                 let text = String(decoding: data, as: UTF8.self)
                     .split(separator: "com.apple.CoreML/model.mlmodel")
                 data = Data(text.joined(separator: path).utf8)
             }
-            #expect(throws: Phi3Error.self) { _ = try ReferenceModel(bundle) }
+            withExtendedLifetime(room) {
+                _ = #expect(throws: Phi3Error.self) { _ = try ReferenceModel(bundle) }
+            }
         }
     }
 }

@@ -112,6 +112,17 @@ public struct Adapter: Sendable {
     /// SHA-256 of names, kinds, shapes and values: equal for equal adapters in different files.
     public var weightsSHA256: String { Adapter.hash(of: tensors()) }
 
+    /// SHA-256 of all that decides what it computes: its tensors, what A B is multiplied by at each
+    /// site, and whether it is DoRA. Equal tensors under another scale are another adapter.
+    public var effectSHA256: String {
+        var hash = SHA256()
+        hash.update("\(weightsSHA256)\n")
+        for site in sites {
+            hash.update("\(site.name) \(scaling.scale.bitPattern) \(scaling.isDoRA)\n")
+        }
+        return hash.hexDigest()
+    }
+
     /// All tensors by mlx-lm's names, sorted.
     func tensors() -> [(name: String, tensor: Tensor)] {
         changes.flatMap { site, change in

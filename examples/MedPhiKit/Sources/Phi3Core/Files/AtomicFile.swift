@@ -30,18 +30,21 @@ struct FileWriter {
 /// Files that appear complete or not at all.
 enum AtomicFile {
     /// Writes a temporary sibling, forces it to the disk and renames it to its place. On any error
-    /// the sibling is removed and what was there stays as it was.
+    /// the sibling is removed and what was there stays as it was. What killed writes to the same name
+    /// left beside it is removed after a day.
     ///
     /// - Parameters:
     ///   - url: the file to write; through a link the place it leads to is written.
-    ///   - replace: whether an existing file is replaced.
+    ///   - replace: whether an existing file is replaced; otherwise not even one that appears while
+    ///     this one is written.
     ///   - body: writes the content.
     static func write(
         to url: URL, replace: Bool, _ body: (FileWriter) throws -> Void
     ) throws {
         let target = url.resolvingSymlinksInPath()
         try checkFree(target, replace)
-        let temporary = sibling(of: target, "part")
+        Sibling.tidy(around: target)
+        let temporary = Sibling.path(of: target, .part)
         let descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o666)
         guard descriptor >= 0 else {
             throw Phi3Error.notWritten(path: url.path, reason: FileBytes.lastError())
@@ -54,10 +57,7 @@ enum AtomicFile {
             guard close(descriptor) == 0, synced else {
                 throw Phi3Error.notWritten(path: url.path, reason: FileBytes.lastError())
             }
-            try checkFree(target, replace)
-            guard rename(temporary, target.path) == 0 else {
-                throw Phi3Error.notWritten(path: url.path, reason: FileBytes.lastError())
-            }
+            try put(temporary, at: target.path, replace, isFolder: false)
             syncFolder(target.deletingLastPathComponent().path)
         } catch {
             if isOpen { close(descriptor) }
@@ -67,7 +67,8 @@ enum AtomicFile {
     }
 
     /// Makes a temporary sibling folder, has it filled, and renames it to its place. An old folder is
-    /// renamed aside first and comes back where anything fails.
+    /// renamed aside first and comes back where anything fails, at the next write to its name where
+    /// the machine stopped in between.
     ///
     /// - Parameters:
     ///   - url: the folder to make.
@@ -75,16 +76,21 @@ enum AtomicFile {
     ///   - body: fills the temporary folder that it is given.
     static func folder(at url: URL, replace: Bool, _ body: (URL) throws -> Void) throws {
         let target = url.resolvingSymlinksInPath()
+        try Sibling.putBack(target)
         try checkFree(target, replace)
-        let temporary = sibling(of: target, "tmp")
+        Sibling.tidy(around: target)
+        let temporary = Sibling.path(of: target, .tmp)
         guard mkdir(temporary, 0o777) == 0 else {
             throw Phi3Error.notWritten(path: url.path, reason: FileBytes.lastError())
         }
         do {
             try body(URL(fileURLWithPath: temporary, isDirectory: true))
             syncFolder(temporary)
-            try checkFree(target, replace)
-            try swap(temporary, target.path, url)
+            if replace, FileBytes.exists(target.path) {
+                try swap(temporary, target)
+            } else {
+                try put(temporary, at: target.path, replace, isFolder: true)
+            }
             syncFolder(target.deletingLastPathComponent().path)
         } catch {
             try? FileManager.default.removeItem(atPath: temporary)
@@ -99,36 +105,52 @@ enum AtomicFile {
         }
     }
 
-    private static func swap(_ new: String, _ path: String, _ url: URL) throws {
-        guard FileBytes.exists(path) else {
-            guard rename(new, path) == 0 else {
-                throw Phi3Error.notWritten(path: url.path, reason: FileBytes.lastError())
-            }
+    /// Gives a finished file or folder its name.
+    private static func put(
+        _ temporary: String, at path: String, _ replace: Bool, isFolder: Bool
+    ) throws {
+        let failure =
+            replace
+            ? (rename(temporary, path) == 0 ? 0 : errno)
+            : Placing.new(temporary, at: path, isFolder: isFolder)
+        if failure == EEXIST, !replace { throw taken(path) }
+        if failure != 0 {
+            throw Phi3Error.notWritten(path: path, reason: String(cString: strerror(failure)))
+        }
+    }
+
+    private static func swap(_ new: String, _ target: URL) throws {
+        let path = target.path
+        if Placing.exchange(new, path) {
+            try? FileManager.default.removeItem(atPath: new)
             return
         }
-        let aside = sibling(of: URL(fileURLWithPath: path), "old")
+        let aside = Sibling.path(of: target, .old)
         guard rename(path, aside) == 0 else {
-            throw Phi3Error.notWritten(path: url.path, reason: FileBytes.lastError())
+            throw Phi3Error.notWritten(path: path, reason: FileBytes.lastError())
         }
         guard rename(new, path) == 0 else {
             let reason = FileBytes.lastError()
-            _ = rename(aside, path)
-            throw Phi3Error.notWritten(path: url.path, reason: reason)
+            if rename(aside, path) == 0 {
+                throw Phi3Error.notWritten(path: path, reason: reason)
+            }
+            throw Phi3Error.file(
+                ErrorDetails(
+                    place: path, found: "cannot be written (\(reason))",
+                    expected: "a place with room for it",
+                    advice: "What was there is now at \(aside): rename it back, or take what is in "
+                        + "its place."))
         }
         try? FileManager.default.removeItem(atPath: aside)
     }
 
-    private static func sibling(of url: URL, _ suffix: String) -> String {
-        let name = ".\(url.lastPathComponent).\(UUID().uuidString.prefix(8)).\(suffix)"
-        return url.deletingLastPathComponent().appendingPathComponent(name).path
+    private static func taken(_ path: String) -> Phi3Error {
+        .notWritten(
+            path: path, reason: "exists already; choose another name or replace it on purpose")
     }
 
     private static func checkFree(_ url: URL, _ replace: Bool) throws {
-        if !replace, FileBytes.exists(url.path) {
-            throw Phi3Error.notWritten(
-                path: url.path,
-                reason: "exists already; choose another name or replace it on purpose")
-        }
+        if !replace, FileBytes.exists(url.path) { throw taken(url.path) }
     }
 
     private static func syncFolder(_ path: String) {

@@ -4,7 +4,8 @@ extension ModelBundle {
     /// Copies the bundle, with an adapter more where one is given that it does not have.
     ///
     /// Every file is hashed on its way, so that no altered one is passed on. The new bundle appears
-    /// complete or not at all, and is one that `open` accepts. Its certificate and its README speak of
+    /// complete or not at all, and is one that `open` accepts. A task that is cancelled stops between
+    /// two pieces of a file and leaves nothing behind. Its certificate and its README speak of
     /// the adapters it was exported with; the manifest lists all of them.
     ///
     /// - Parameters:
@@ -12,23 +13,26 @@ extension ModelBundle {
     ///   - adapter: what to add; an adapter of the bundle itself is there already.
     ///   - replace: whether a bundle that is there is replaced; anything else never is.
     /// - Throws: `Phi3Error`: something in the way, files that are altered, an adapter that cannot be
-    ///   added, a full disk.
+    ///   added, a full disk; `CancellationError`.
     public func copy(
         to url: URL, adding adapter: BoundAdapter? = nil, replace: Bool = false
     ) throws {
         try checkPlace(url, replace)
         let added = try adapter.flatMap { isOwn($0) ? nil : try addition($0) }
         try FolderWriter.write(to: url, replace: replace) { folder in
-            for entry in manifest.medphi.files { try copy(entry, into: folder.url) }
-            guard let added else {
-                for name in [Manifest.fileName, BundleSums.fileName] {
-                    try AtomicFile.copy(place(name), to: folder.url.appendingPathComponent(name))
-                }
-                return
+            for entry in manifest.medphi.files {
+                try copy(entry.path, sha256: entry.sha256, into: folder.url)
             }
-            try write(added, into: folder)
-            // What would be refused when it is opened is not written.
-            _ = try Manifest.read(in: folder.url)
+            if let added {
+                try write(added, into: folder)
+            } else {
+                try copy(Manifest.fileName, sha256: manifestSHA256, into: folder.url)
+                try AtomicFile.copy(
+                    place(BundleSums.fileName),
+                    to: folder.url.appendingPathComponent(BundleSums.fileName))
+            }
+            // What would be refused when it is opened is not written. The files' own hashes are known.
+            _ = try ModelBundle(agreed: folder.url, BundleSums.read(in: folder.url))
         }
     }
 
@@ -72,23 +76,26 @@ extension ModelBundle {
         return Addition(name: name, adapter: adapter)
     }
 
-    private func copy(_ entry: Manifest.FileEntry, into folder: URL) throws {
-        let target = folder.appendingPathComponent(entry.path)
+    private func copy(_ path: String, sha256: String, into folder: URL) throws {
+        let target = folder.appendingPathComponent(path)
         try Self.makeFolder(target.deletingLastPathComponent())
         var hash = SHA256()
         try AtomicFile.write(to: target, replace: false) { writer in
-            try FileBytes.pieces(of: place(entry.path)) { bytes in
+            try FileBytes.pieces(of: place(path)) { bytes in
+                try Task.checkCancellation()
                 hash.update(bytes)
                 try writer.write(bytes)
             }
         }
-        guard hash.hexDigest() == entry.sha256 else {
-            throw Phi3Error.checksumMismatch(
-                ProblemList(
-                    path: url.path, what: "files are not as \(Manifest.fileName) says",
-                    problems: ["\(entry.path) is altered"],
-                    advice: "Fetch or export the bundle again."))
-        }
+        if hash.hexDigest() != sha256 { throw altered(path) }
+    }
+
+    private func altered(_ path: String) -> Phi3Error {
+        .checksumMismatch(
+            ProblemList(
+                path: url.path, what: "files are not as they were when the bundle was opened",
+                problems: ["\(path) is altered"], advice: "Open the bundle again, or fetch it anew."
+            ))
     }
 
     /// The pack, and manifest and hashes that know it.
@@ -110,7 +117,9 @@ extension ModelBundle {
     /// The manifest's own text with one adapter and one file more; other keys stay as they are.
     private func manifestText(_ added: Addition, sha256: String, bytes: Int) throws -> String {
         let source = place(Manifest.fileName)
-        guard var root = try FileBytes.json(source, limit: Manifest.mostBytes).object,
+        let data = try FileBytes.read(source, limit: Manifest.mostBytes)
+        if SHA256.hex(data) != manifestSHA256 { throw altered(Manifest.fileName) }
+        guard var root = try FileBytes.json(data, of: source).object,
             var ours = root["medphi"]?.object, var adapters = ours["adapters"]?.object,
             let list = adapters["list"]?.array, let files = ours["files"]?.array
         else {

@@ -6,6 +6,8 @@ public struct ModelBundle: Sendable {
     public let url: URL
     /// Its `metadata.json`.
     public let manifest: Manifest
+    /// SHA-256 of the bytes that the manifest was read from.
+    let manifestSHA256: String
 
     /// The Core ML package.
     public var package: URL { place(manifest.mainAsset) }
@@ -48,24 +50,24 @@ public struct ModelBundle: Sendable {
         progress: ((_ done: Int, _ total: Int) throws -> Void)? = nil
     ) throws -> ModelBundle {
         try checkFolder(url)
-        if !check { return ModelBundle(url: url, manifest: try Manifest.read(in: url)) }
+        if !check { return try ModelBundle(unchecked: url) }
         let sums = try BundleSums.read(in: url)
         // The manifest is small: what made the bundle is known before gigabytes are read.
-        var manifest: Manifest?
+        var bundle: ModelBundle?
         let altered = "\(Manifest.fileName) is altered"
         let unlisted = "\(Manifest.fileName) is not listed"
         let first = try BundleSums.differing(in: url, sums, only: Manifest.fileName)
         if !first.contains(altered), !first.contains(unlisted) {
-            manifest = try agreed(url, sums)
+            bundle = try ModelBundle(agreed: url, sums)
         }
         let lines = try BundleSums.differing(in: url, sums, progress: progress)
-        guard lines.isEmpty, let manifest else {
+        guard lines.isEmpty, let bundle else {
             throw Phi3Error.checksumMismatch(
                 ProblemList(
                     path: url.path, what: "files are not as \(BundleSums.fileName) says",
                     problems: lines, advice: "Fetch or export the bundle again."))
         }
-        return ModelBundle(url: url, manifest: manifest)
+        return bundle
     }
 
     private static func checkFolder(_ url: URL) throws {
@@ -84,13 +86,38 @@ public struct ModelBundle: Sendable {
                     advice: "Give the folder NAME.medphi itself, or export it again."))
         }
     }
+}
+
+extension ModelBundle {
+    /// A bundle of which the manifest alone was read.
+    fileprivate init(unchecked url: URL) throws {
+        let place = url.appendingPathComponent(Manifest.fileName)
+        let data = try FileBytes.read(place, limit: Manifest.mostBytes)
+        self.init(
+            url: url,
+            manifest: try Manifest.parse(try FileBytes.json(data, of: place), place: place.path),
+            manifestSHA256: SHA256.hex(data))
+    }
+
+    /// A bundle whose manifest is the one that the list of hashes knows, and lists the same files.
+    init(agreed url: URL, _ sums: [String: String]) throws {
+        try self.init(unchecked: url)
+        try ModelBundle.check(manifest, manifestSHA256, url, sums)
+    }
 
     /// The manifest, in agreement with the list of hashes.
     static func agreed(_ url: URL, _ sums: [String: String]) throws -> Manifest {
-        let manifest = try Manifest.read(in: url)
+        try ModelBundle(agreed: url, sums).manifest
+    }
+
+    private static func check(
+        _ manifest: Manifest, _ sha256: String, _ url: URL, _ sums: [String: String]
+    ) throws {
         var others = sums
-        others[Manifest.fileName] = nil
         var differ: [String] = []
+        if others.removeValue(forKey: Manifest.fileName) != sha256 {
+            differ.append("\(Manifest.fileName): it is another one")
+        }
         for entry in manifest.medphi.files
         where others.removeValue(forKey: entry.path) != entry.sha256 {
             differ.append("\(entry.path): the two do not agree")
@@ -103,6 +130,5 @@ public struct ModelBundle: Sendable {
                     what: "\(Manifest.fileName) and \(BundleSums.fileName) disagree",
                     problems: differ, advice: "Fetch or export the bundle again."))
         }
-        return manifest
     }
 }

@@ -48,7 +48,16 @@ extension Phi3Error {
 
     /// A file or folder that could not be written; what was there before is unchanged.
     static func notWritten(path: String, reason: String) -> Phi3Error {
-        .file(
+        if [ENOTDIR, EEXIST].contains(where: { reason == String(cString: strerror($0)) }),
+            let file = FileBytes.fileOnTheWay(to: path)
+        {
+            return .file(
+                ErrorDetails(
+                    place: path,
+                    found: "cannot be written (\(file == path ? "it" : file) is a file)",
+                    expected: "a folder", advice: "Name a folder, or another place."))
+        }
+        return .file(
             ErrorDetails(
                 place: path, found: "cannot be written (\(reason))",
                 expected: "a place with room for it",
@@ -70,6 +79,23 @@ extension Phi3Error {
     ) -> Phi3Error {
         .checkpoint(
             ErrorDetails(place: path, found: found, expected: expected, advice: advice))
+    }
+}
+
+extension FileBytes {
+    /// The first part of a path that is no folder but a file or a device.
+    static func fileOnTheWay(to path: String) -> String? {
+        var url = URL(fileURLWithPath: path).standardizedFileURL
+        var found: String?
+        while url.path != "/", !url.path.isEmpty {
+            switch kind(of: url) {
+            case .file, .other: found = url.path
+            case .folder: return found
+            case .missing: break
+            }
+            url = url.deletingLastPathComponent()
+        }
+        return found
     }
 }
 

@@ -20,6 +20,7 @@ public struct MappedFile: Sendable {
         } catch {
             throw Phi3Error.unreadable(path: url.path, reason: FileBytes.reason(of: error))
         }
+        try FileBytes.refusePointer(data, of: url)
     }
 
     /// Some bytes of the file, still mapped.
@@ -108,7 +109,27 @@ public enum FileBytes {
         }
         var data = Data(capacity: size)
         try pieces(of: url) { data.append(contentsOf: $0) }
+        try refusePointer(data, of: url)
         return data
+    }
+
+    /// Refuses a file in whose place Git LFS left the few lines that stand for it.
+    ///
+    /// - Parameter url: a file; what is missing or no file is let pass.
+    /// - Throws: `Phi3Error.damagedFile`.
+    public static func refusePointer(_ url: URL) throws {
+        // Git LFS reads no pointer of 1024 bytes or more.
+        guard kind(of: url) == .file, size(of: url) < 1024 else { return }
+        _ = try read(url, limit: 1024)
+    }
+
+    static func refusePointer(_ data: Data, of url: URL) throws(Phi3Error) {
+        guard data.count < 1024, data.starts(with: Data("version https://git-lfs".utf8)) else {
+            return
+        }
+        throw Phi3Error.damaged(
+            path: url.path, what: "a Git LFS pointer, not the file itself",
+            expected: "the file it stands for", advice: "Run git lfs pull in its folder.")
     }
 
     /// A JSON file.
@@ -160,11 +181,34 @@ public enum FileBytes {
 
     /// A Foundation error in words, without the path that the message has already.
     static func reason(of error: any Error) -> String {
-        let inner = (error as NSError).userInfo[NSUnderlyingErrorKey] as? NSError
-        if let inner, inner.domain == NSPOSIXErrorDomain {
-            return String(cString: strerror(Int32(inner.code)))
+        if let code = systemCode(of: error) { return String(cString: strerror(code)) }
+        let error = error as NSError
+        if error.domain == NSCocoaErrorDomain {
+            switch CocoaError.Code(rawValue: error.code) {
+            case .fileNoSuchFile, .fileReadNoSuchFile: return "no such file"
+            case .fileReadNoPermission, .fileWriteNoPermission: return "no permission"
+            case .fileWriteFileExists: return "something is there already"
+            case .fileWriteOutOfSpace: return "no space left"
+            case .fileWriteVolumeReadOnly: return "the volume may only be read"
+            case .fileReadInvalidFileName, .fileWriteInvalidFileName: return "no name for a file"
+            case .fileReadTooLarge: return "too large"
+            case .fileReadUnknown: return "the system could not read it and says no reason"
+            case .fileWriteUnknown: return "the system could not write it and says no reason"
+            default: break
+            }
         }
-        return "error \((error as NSError).code)"
+        return "the system's error \(error.code) of \(error.domain)"
+    }
+
+    /// The number of the system call's failure that a Foundation error wraps, at any depth.
+    private static func systemCode(of error: any Error, depth: Int = 0) -> Int32? {
+        let error = error as NSError
+        if error.domain == NSPOSIXErrorDomain { return Int32(truncatingIfNeeded: error.code) }
+        // Outside Apple's systems it is no NSError here, and casts to one only as an Error.
+        guard depth < 8, let inner = error.userInfo[NSUnderlyingErrorKey] as? any Error else {
+            return nil
+        }
+        return systemCode(of: inner, depth: depth + 1)
     }
 }
 

@@ -54,7 +54,7 @@ extension ModelConfig {
                     path: place, what: "describes no Phi-3", problems: problems,
                     advice: "Export the bundle again."))
         }
-        self.init(
+        let config = ModelConfig(
             vocabSize: model.vocabSize, hiddenSize: model.hiddenSize,
             intermediateSize: model.intermediateSize, layerCount: model.layers,
             headCount: model.heads, keyValueHeadCount: model.kvHeads, headSize: model.headSize,
@@ -67,5 +67,42 @@ extension ModelConfig {
             },
             slidingWindow: model.slidingWindow, tiesEmbeddings: model.tiedEmbeddings,
             quantization: nil)
+        guard config.hasPossibleSize else {
+            throw Phi3Error.manifest(
+                ProblemList(
+                    path: place, what: "describes no Phi-3",
+                    problems: [
+                        "medphi.model: its weights are more than \(ModelConfig.mostWeights)"
+                    ],
+                    advice: "Export the bundle again."))
+        }
+        self = config
+    }
+}
+
+extension ModelConfig {
+    /// Numbers in all weights that no Phi-3 comes near: each extent by itself may be possible while
+    /// their products leave 64 bits.
+    static let mostWeights = 1 << 40
+
+    /// Whether all weights together are at most that many numbers.
+    var hasPossibleSize: Bool {
+        var count = 0
+        func add(_ extents: Int...) {
+            let size = extents.reduce(1) { ModelConfig.product($0, $1) }
+            count = min(count + size, ModelConfig.mostWeights + 1)
+        }
+        for projection in Projection.allCases {
+            let shape = shape(of: projection)
+            add(shape.outputs, shape.inputs, layerCount)
+        }
+        add(vocabSize, hiddenSize, 2)
+        return count <= ModelConfig.mostWeights
+    }
+
+    /// The product of two counts, or one more than the most weights where it is larger.
+    private static func product(_ one: Int, _ other: Int) -> Int {
+        let (product, overflow) = one.multipliedReportingOverflow(by: other)
+        return overflow ? mostWeights + 1 : min(product, mostWeights + 1)
     }
 }

@@ -54,7 +54,7 @@ extension ModelConfig {
             )
         }
         let window = read.members["sliding_window"]
-        return ModelConfig(
+        let config = ModelConfig(
             vocabSize: try read.whole("vocab_size"), hiddenSize: hidden, intermediateSize: inner,
             layerCount: try read.whole("num_hidden_layers", most: mostLayers), headCount: heads,
             keyValueHeadCount: keyHeads, headSize: size,
@@ -64,6 +64,12 @@ extension ModelConfig {
             slidingWindow: window?.isNull ?? true ? nil : try read.whole("sliding_window"),
             tiesEmbeddings: try read.flag("tie_word_embeddings"),
             quantization: try quantization(read))
+        guard config.hasPossibleSize else {
+            throw problem(
+                read.place, "extents whose weights are more than \(mostWeights)", "those of a Phi-3"
+            )
+        }
+        return config
     }
 
     static func problem(_ place: String, _ found: String, _ expected: String) -> Phi3Error {

@@ -40,7 +40,8 @@ public enum SafetensorsWriter {
     ///   - pieces: its tensors, in the order they will have.
     ///   - metadata: text facts, in order.
     ///   - replace: whether an existing file is replaced.
-    /// - Throws: `Phi3Error.notWritten`; what was there is unchanged.
+    /// - Throws: `Phi3Error.notWritten`, or `CancellationError` where its task is cancelled; what was
+    ///   there is unchanged.
     public static func write(
         to url: URL, pieces: [TensorPiece], metadata: [(name: String, text: String)],
         replace: Bool = false
@@ -51,7 +52,7 @@ public enum SafetensorsWriter {
                 var written = 0
                 try piece.chunks { data in
                     written += data.count
-                    try writer.write(data)
+                    try write(data, writer)
                 }
                 if written != piece.byteCount {
                     throw Phi3Error.notWritten(
@@ -62,6 +63,19 @@ public enum SafetensorsWriter {
             }
         }
     }
+
+    /// Writes bytes, which may be gigabytes, and looks between pieces whether the task is cancelled.
+    private static func write(_ data: Data, _ writer: FileWriter) throws {
+        try data.withUnsafeBytes { bytes in
+            for start in stride(from: 0, to: bytes.count, by: pieceBytes) {
+                try Task.checkCancellation()
+                let end = min(start + pieceBytes, bytes.count)
+                try writer.write(UnsafeRawBufferPointer(rebasing: bytes[start..<end]))
+            }
+        }
+    }
+
+    private static let pieceBytes = 4 << 20
 
     /// A header for tensors in this order, its length included, padded so that their bytes begin on
     /// an eight-byte border.

@@ -11,6 +11,17 @@ public enum AdapterSource: Sendable, Equatable, ExpressibleByStringLiteral {
     public init(stringLiteral value: String) { self = .named(value) }
 }
 
+extension BoundAdapter {
+    /// An adapter from a file that was checked against the model.
+    ///
+    /// - Parameters:
+    ///   - adapter: the adapter.
+    ///   - name: what people call it.
+    public init(_ adapter: Adapter, name: String) {
+        self.init(id: AdapterID(name: name, sha256: adapter.effectSHA256), adapter: adapter)
+    }
+}
+
 /// Adapters, and writing models.
 extension Phi3 {
     /// The model with an adapter on it instead of any other.
@@ -111,8 +122,7 @@ extension Phi3 {
         let facts = engine.backend.facts
         let adapter = try Adapter.load(
             url, for: facts.target, base: facts.checkpoint, options: options)
-        return BoundAdapter(
-            id: AdapterID(name: name, sha256: adapter.weightsSHA256), adapter: adapter)
+        return BoundAdapter(adapter, name: name)
     }
 
     private func checkSupport(_ name: String) throws(Phi3Error) {
@@ -129,6 +139,7 @@ extension Phi3 {
         .adapterIncompatible(
             ProblemList(
                 path: name, what: "cannot be put on this model", problems: [problem],
-                advice: "Export the bundle with adapter slots (mlx_medphi export --adapters slots)."))
+                advice: "Export the bundle with adapter slots (mlx_medphi export --adapters slots)."
+            ))
     }
 }

@@ -82,7 +82,7 @@ public struct BackendFacts: Sendable {
 public struct AdapterID: Sendable, Hashable, CustomStringConvertible {
     /// Its name in the bundle, or its file's.
     public let name: String
-    /// SHA-256 of its weights, or what the manifest says of one that is built in.
+    /// SHA-256 of what decides its effect, or what the manifest says of one that is built in.
     public let sha256: String
 
     /// Makes an id.

@@ -130,22 +130,33 @@ struct BundleInstall: Sendable {
     /// Whether a piece is here: from an interrupted installation, or from an installed version.
     private func isHere(_ piece: Piece) throws -> Bool {
         try Task.checkCancellation()
-        if FileBytes.kind(of: place(piece)) == .file {
-            if try hash(place(piece)) == piece.sha256 { return true }
-            try folder.remove(place(piece))
-        }
+        if try isRight(place(piece), piece) { return true }
+        try folder.remove(place(piece))
         for version in [folder.current, folder.previous] {
-            guard let sums = try? BundleSums.read(in: version),
-                let path = sums.first(where: { $0.value == piece.sha256 })?.key
-            else { continue }
-            let own = version.appendingPathComponent(path)
-            guard FileBytes.kind(of: own) == .file, FileBytes.size(of: own) == piece.bytes,
-                try hash(own) == piece.sha256
-            else { continue }
-            try link(own, place(piece))
-            return true
+            // Of a damaged version the list may be missing, and one of two equal files be right.
+            let sums = (try? BundleSums.read(in: version)) ?? [:]
+            let paths = Set(sums.filter { $0.value == piece.sha256 }.keys).union(piece.paths)
+            for path in paths.sorted() {
+                let own = version.appendingPathComponent(path)
+                guard try isRight(own, piece) else { continue }
+                try link(own, place(piece))
+                return true
+            }
         }
         return false
+    }
+
+    private func isRight(_ url: URL, _ piece: Piece) throws -> Bool {
+        // A link would be linked to, and a bundle has none.
+        guard !FileBytes.isLink(url.path), FileBytes.kind(of: url) == .file,
+            FileBytes.size(of: url) == piece.bytes
+        else { return false }
+        do {
+            return try hash(url) == piece.sha256
+        } catch is Phi3Error {
+            // What cannot be read, on a disk with bad sectors too, is fetched again.
+            return false
+        }
     }
 
     private func hash(_ url: URL) throws -> String {

@@ -92,26 +92,30 @@ public actor BundleStore {
 
     /// Installs a bundle, or a newer version of one.
     ///
-    /// `SHA256SUMS` and `metadata.json` come first; where they are of the installed version, nothing
-    /// else is fetched. Files that an installed version already has are taken from there.
+    /// `SHA256SUMS` comes first; where it is the installed version's, and that has every listed file in
+    /// its size, nothing else is fetched. Files that an installed version already has are taken from
+    /// there, so that a damaged bundle is repaired by what is damaged alone. Bytes that changed and
+    /// left a file's size as it was are found by `verifying`, and by `Phi3.load`, whose error then asks
+    /// for such a repair.
     ///
     /// - Parameters:
     ///   - name: what to install it as.
     ///   - address: its folder on a server: https, or http on this machine.
     ///   - version: the SHA-256 of the `SHA256SUMS` that must come, where the app knows it. Without
     ///     it the bundle is as trustworthy as the server.
+    ///   - verifying: whether every byte of the installed version is read before it is taken as it is.
     ///   - progress: is told what goes on.
     /// - Throws: `Phi3Error`, or `CancellationError`. What was installed before is unchanged, and
     ///   what came so far is kept.
     public func install(
-        _ name: String, from address: URL, version: String? = nil,
+        _ name: String, from address: URL, version: String? = nil, verifying: Bool = false,
         progress: (@Sendable (InstallEvent) -> Void)? = nil
     ) async throws -> InstalledBundle {
         let place = try StoreFolder(name, in: folder)
-        if let version, let here = place.installed, here.version == version { return here }
+        if let version, let here = try place.whole(version, hashing: verifying) { return here }
         try allow(address, version)
         return try await alone(place) {
-            try await install(place, from: address, version: version) { progress?($0) }
+            try await install(place, from: address, version: version, verifying) { progress?($0) }
         }
     }
 
@@ -140,9 +144,10 @@ public actor BundleStore {
     }
 
     private func install(
-        _ place: StoreFolder, from address: URL, version: String?,
+        _ place: StoreFolder, from address: URL, version: String?, _ verifying: Bool,
         _ report: @escaping @Sendable (InstallEvent) -> Void
     ) async throws -> InstalledBundle {
+        try place.checkOurs()
         let download = FileDownload(transport: transport, options: options, report: report)
         let work = BundleInstall(
             folder: place, base: address, download: download, disk: disk, report: report)
@@ -155,12 +160,15 @@ public actor BundleStore {
                     expected: "version \(version.prefix(16))…",
                     advice: "Nothing was installed. The server has another version of the bundle."))
         }
-        if let here = place.installed, here.version == found { return here }
+        if let here = try place.whole(found, hashing: verifying) { return here }
         let pieces = try await work.pieces(sums)
         try await work.fetch(pieces)
         try Task.checkCancellation()
         try work.assemble(pieces)
-        try place.use(place.assembled)
+        // A version that is damaged is no version to go back to, and takes no other one's place.
+        let isDamaged = try place.installed?.version == found || !place.isWhole(hashing: false)
+        try place.remember()
+        try isDamaged ? place.replace(place.assembled) : place.use(place.assembled)
         try? place.remove(place.arriving)
         guard let here = place.installed else { throw place.missing }
         return here

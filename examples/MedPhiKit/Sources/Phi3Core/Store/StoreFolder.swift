@@ -2,8 +2,8 @@ import Foundation
 
 /// Where one bundle of a store lies, and how one version takes the place of another.
 ///
-/// `NAME.medphi` is the version in use. Under `.store/NAME`: `previous` is the one before, `moving` and
-/// `returning` exist only between two renames, and `arriving` holds what is being fetched.
+/// `NAME.medphi` is the version in use. Under `.store/NAME`: `previous` is the one before, `moving`,
+/// `returning` and `damaged` exist only between two renames, and `arriving` holds what is being fetched.
 struct StoreFolder: Sendable {
     let name: String
     let root: URL
@@ -13,12 +13,15 @@ struct StoreFolder: Sendable {
     var previous: URL { own.appendingPathComponent("previous", isDirectory: true) }
     private var moving: URL { own.appendingPathComponent("moving", isDirectory: true) }
     private var returning: URL { own.appendingPathComponent("returning", isDirectory: true) }
+    private var damaged: URL { own.appendingPathComponent("damaged", isDirectory: true) }
     /// What is being fetched: files by their hash.
     var arriving: URL { own.appendingPathComponent("arriving", isDirectory: true) }
     /// SHA256SUMS and the manifest of what is being fetched.
     var listing: URL { arriving.appendingPathComponent("listing", isDirectory: true) }
     /// The folder that becomes the bundle.
     var assembled: URL { arriving.appendingPathComponent("bundle", isDirectory: true) }
+    /// Says that what is in use was put there by a store, whatever has become of it since.
+    private var mark: URL { own.appendingPathComponent("installed") }
     private var lockFile: URL { own.appendingPathComponent("lock") }
 
     /// - Throws: `Phi3Error.option` for what is no name of a folder.
@@ -47,6 +50,54 @@ struct StoreFolder: Sendable {
         let hasPrevious = FileBytes.kind(of: previous) == .folder
         return InstalledBundle(
             name: name, url: current, version: version, hasPrevious: hasPrevious)
+    }
+
+    /// The version in use where it is the asked one and nothing of it is damaged.
+    func whole(_ version: String, hashing: Bool) throws -> InstalledBundle? {
+        guard let here = installed, here.version == version, try isWhole(hashing: hashing) else {
+            return nil
+        }
+        return here
+    }
+
+    /// Whether the version in use has every listed file in its size, and no other.
+    ///
+    /// - Parameter hashing: whether every byte is read and compared too.
+    /// - Throws: `CancellationError`.
+    func isWhole(hashing: Bool) throws -> Bool {
+        do {
+            if hashing {
+                _ = try ModelBundle.open(current) { _, _ in try Task.checkCancellation() }
+                return true
+            }
+            let sums = try BundleSums.read(in: current)
+            let files = try BundleSums.files(in: current)
+            guard files.count == sums.count, let manifest = files[Manifest.fileName],
+                try SHA256.hex(contentsOf: manifest) == sums[Manifest.fileName]
+            else { return false }
+            return try ModelBundle.agreed(current, sums).medphi.files.allSatisfy { entry in
+                files[entry.path].map { FileBytes.size(of: $0) == entry.bytes } ?? false
+            }
+        } catch is Phi3Error {
+            return false
+        }
+    }
+
+    /// Refuses to touch what somebody else put in the bundle's place.
+    func checkOurs() throws {
+        guard FileBytes.exists(current.path), !FileBytes.exists(mark.path) else { return }
+        let sums = current.appendingPathComponent(BundleSums.fileName)
+        if FileBytes.kind(of: current) == .folder, FileBytes.kind(of: sums) == .file { return }
+        throw Phi3Error.file(
+            ErrorDetails(
+                place: current.path, found: "something that no store installed",
+                expected: "nothing, or a bundle", advice: "Move it away, or choose another folder."))
+    }
+
+    /// Remembers that what is in use was put there by a store.
+    func remember() throws {
+        if FileBytes.exists(mark.path) { return }
+        try AtomicFile.write(to: mark, replace: true) { _ in }
     }
 
     /// The error where the bundle is not here.
@@ -103,6 +154,13 @@ struct StoreFolder: Sendable {
 
     /// Ends what was interrupted between two renames; either version is then whole.
     private func recover() throws {
+        if FileBytes.exists(damaged.path) {
+            if FileBytes.exists(current.path) {
+                try remove(damaged)
+            } else {
+                try rename(damaged, current)
+            }
+        }
         if FileBytes.exists(moving.path) {
             if FileBytes.exists(current.path) {
                 try remove(previous)
@@ -124,8 +182,13 @@ struct StoreFolder: Sendable {
     }
 
     /// Puts a folder in the place of the version in use, which becomes the previous one.
-    func use(_ url: URL) throws {
-        if FileBytes.exists(current.path) { try rename(current, moving) }
+    func use(_ url: URL) throws { try take(url, aside: moving) }
+
+    /// Puts a folder in the place of the version in use, which is thrown away.
+    func replace(_ url: URL) throws { try take(url, aside: damaged) }
+
+    private func take(_ url: URL, aside: URL) throws {
+        if FileBytes.exists(current.path) { try rename(current, aside) }
         do {
             try rename(url, current)
         } catch {

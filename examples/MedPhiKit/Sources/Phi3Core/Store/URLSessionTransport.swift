@@ -56,10 +56,13 @@ private struct Fetch: Sendable {
 }
 
 /// Hands what a session reports to the fetch it belongs to. A session calls it on one queue.
-private final class Router: NSObject, URLSessionDataDelegate, Sendable {
+///
+/// Its methods are optional on Apple's systems: one whose types are not exactly Foundation's is never
+/// called.
+final class Router: NSObject, URLSessionDataDelegate, Sendable {
     private let fetches = Mutex<[Int: Fetch]>([:])
 
-    func add(_ fetch: Fetch, _ id: Int) { fetches.withLock { $0[id] = fetch } }
+    fileprivate func add(_ fetch: Fetch, _ id: Int) { fetches.withLock { $0[id] = fetch } }
 
     private func get(_ id: Int) -> Fetch? { fetches.withLock { $0[id] } }
 
@@ -71,7 +74,7 @@ private final class Router: NSObject, URLSessionDataDelegate, Sendable {
     func urlSession(
         _ session: URLSession, task: URLSessionTask,
         willPerformHTTPRedirection response: HTTPURLResponse, newRequest request: URLRequest,
-        completionHandler: @escaping (URLRequest?) -> Void
+        completionHandler: @escaping @Sendable (URLRequest?) -> Void
     ) {
         let count = fetches.withLock { fetches in
             defer { fetches[task.taskIdentifier]?.redirects += 1 }
@@ -93,7 +96,7 @@ private final class Router: NSObject, URLSessionDataDelegate, Sendable {
 
     func urlSession(
         _ session: URLSession, dataTask: URLSessionDataTask, didReceive response: URLResponse,
-        completionHandler: @escaping (URLSession.ResponseDisposition) -> Void
+        completionHandler: @escaping @Sendable (URLSession.ResponseDisposition) -> Void
     ) {
         if get(dataTask.taskIdentifier)?.failure != nil { return completionHandler(.cancel) }
         guard let answer = response as? HTTPURLResponse else {

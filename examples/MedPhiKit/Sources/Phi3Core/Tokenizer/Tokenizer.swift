@@ -57,6 +57,7 @@ public struct Tokenizer: Sendable {
         func read(_ name: String) throws -> Data? {
             let file = directory.appendingPathComponent(name)
             guard FileManager.default.fileExists(atPath: file.path) else { return nil }
+            try FileBytes.refusePointer(file)
             do {
                 return try Data(contentsOf: file, options: .mappedIfSafe)
             } catch {
