@@ -16,7 +16,7 @@ import setuptools
 from typer.main import get_command
 
 from mlx_medphi.cli.main import app
-from mlx_medphi.coreml.swift_package import APP, KIT, swift_files, write_swift_package
+from mlx_medphi.coreml.swift_package import APP, KIT, ORIGIN, swift_files, write_swift_package
 
 ROOT = Path(__file__).resolve().parents[1]
 # The first that reads `license = "MIT"`.
@@ -91,7 +91,8 @@ def test_a_wheel_holds_the_same_sources_as_the_repository(
         assert set(json.loads(done.stdout)["files"]) == sources(name)
         for path in sources(name):
             written = (tmp_path / name / path).read_bytes()
-            assert written == (ROOT / "examples" / name / path).read_bytes(), path
+            wanted = (ROOT / "examples" / name / path).read_bytes()
+            assert written == wanted + ORIGIN.encode() * (path == "README.md"), path
 
 
 @pytest.mark.parametrize("name", [KIT, APP])

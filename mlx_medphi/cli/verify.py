@@ -74,6 +74,13 @@ def report_text(report: ParityReport) -> str:
         f"spec: {len(spec.functions)} functions, {operations:,} operations, {spec.constants:,} "
         f"constants of which {spec.shared:,} are shared, {spec.quantized} quantised weights",
     ]
+    lines[1:1] = report.notes
+    if report.notes and report.level != "spec":
+        lines.insert(
+            1 + len(report.notes),
+            "golden logits for these are nowhere, and a bundle has nothing to make them from: "
+            "export it with them to compare them",
+        )
     for name, found in (("graph", report.graph), ("predict", report.predict)):
         if found is None:
             continue

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from mlx_medphi.coreml.bundle_text import readable, stored_as, verified_as
+from mlx_medphi.coreml.certificate import added_adapters
 from mlx_medphi.coreml.manifest import METADATA, PARITY, SUMS, Manifest
 from mlx_medphi.coreml.manifest_read import read_manifest
 from mlx_medphi.coreml.sums import Progress, differing, read_sums
@@ -62,8 +63,16 @@ class Bundle:
 
     @property
     def level(self) -> str:
-        """How far it was verified: "none", "spec", "graph" or "predict"."""
+        """How far it was exported as verified: "none", "spec", "graph" or "predict".
+
+        Adapters that an app added later, `not_compared`, never were.
+        """
         return self.manifest.medphi.verification.level
+
+    @property
+    def not_compared(self) -> tuple[str, ...]:
+        """Adapters that came after the export, so that nothing is known of their logits."""
+        return added_adapters(self.manifest)
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +90,8 @@ class Bundle:
         context, adapters = self.manifest.medphi.coreml.context_length, self._adapters()
         return (
             f"Bundle({self.path.name}, {self.size}, context {context}, {adapters}, "
-            f"verified: {self.level})"
+            f"verified: {self.level}{', without ' if self.not_compared else ''}"
+            f"{', '.join(self.not_compared)})"
         )
 
     def __rich_repr__(self) -> Iterator[tuple[str, str]]:
@@ -102,8 +112,12 @@ class Bundle:
         yield "weights", stored_as(ours.quantization)
         yield "context", f"{ours.coreml.context_length} tokens"
         yield "adapters", self._adapters()
-        yield "verified", verified_as(ours.verification)
+        yield "verified", " ".join([verified_as(ours.verification), *self._but()])
         yield "licence", self.manifest.source.licence
+
+    def _but(self) -> list[str]:
+        names = self.not_compared
+        return [f"Not compared: {', '.join(names)} (added after the export)."] if names else []
 
     def _adapters(self) -> str:
         adapters = self.manifest.medphi.adapters

@@ -10,6 +10,7 @@ An app reads the same ids on its device and compares.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,14 @@ from mlx_medphi.errors import BundleError, capped
 from mlx_medphi.files import atomic_path, write_json
 from mlx_medphi.model.shards import Piece, TensorSpec, header_bytes, write_pieces
 
-__all__ = ["GOLDEN_FILE", "PARITY_FILE", "check_golden", "read_golden", "write_golden"]
+__all__ = [
+    "GOLDEN_FILE",
+    "PARITY_FILE",
+    "added_adapters",
+    "check_golden",
+    "read_golden",
+    "write_golden",
+]
 
 PARITY_FILE, GOLDEN_FILE = "parity.json", "parity.safetensors"
 SCHEMA = 1
@@ -106,8 +114,30 @@ def _case(entry: dict[str, Any], tensors: dict[str, Any]) -> Case:
     return case
 
 
+def added_adapters(manifest: Manifest) -> tuple[str, ...]:
+    """The adapters that an app put into a bundle's slots after it was compared with MLX.
+
+    The manifest keeps what was compared then, and who adds an adapter leaves that as it is. A
+    manifest that does not name what was compared has no added adapters: each must have its logits.
+    """
+    graph = manifest.medphi.verification.graph
+    cases = graph.get("cases") if graph is not None else None
+    if manifest.medphi.adapters.mode != "slots" or not isinstance(cases, (list, tuple)):
+        return ()
+    if not all(isinstance(case, Mapping) and "adapter" in case for case in cases):
+        return ()
+    compared = [case["adapter"] for case in cases]
+    if None not in compared:
+        return ()
+    entries = manifest.medphi.adapters.list
+    return tuple(e.name for e in entries if e.name not in compared and not e.functions)
+
+
 def check_golden(golden: Golden, manifest: Manifest, directory: Path) -> None:
     """Refuse golden logits that are not of this bundle, or leave one of its adapters out.
+
+    An adapter that came after them needs none; the base, and every adapter that was compared or
+    that the certificate names, needs those of every prompt.
 
     Raises:
         BundleError: what does not fit.
@@ -126,6 +156,10 @@ def check_golden(golden: Golden, manifest: Manifest, directory: Path) -> None:
     ]
     found = {case.adapter for case in golden.cases}
     problems += [f"there is no adapter {name}" for name in found - due]
+    due -= set(added_adapters(manifest))
+    names, prompts = {c.name for c in golden.cases}, {c.prompt.name for c in golden.cases}
+    asked = {f"{prompt}-{name or 'base'}" for prompt in prompts for name in found}
+    problems += [f"there is no case {name}" for name in asked - names]
     if golden.cases or facts.verification.level in ("graph", "predict"):
         problems += [f"there are no logits of {name or 'the base'}" for name in due - found]
     if problems:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mlx_medphi.coreml.bundle import Bundle, open_bundle
-from mlx_medphi.coreml.certificate import check_golden, read_golden
+from mlx_medphi.coreml.certificate import added_adapters, check_golden, read_golden
 from mlx_medphi.coreml.golden import Golden
 from mlx_medphi.coreml.interpreter import Interpreter
 from mlx_medphi.coreml.lints import Expected, SpecReport, check_spec
@@ -50,6 +50,9 @@ LEVELS: tuple[str, ...] = get_args(Level)
 
 Progress = Callable[[str, int, int], None]
 
+ADDED = "added after the export"
+"""Why an adapter has no golden logits."""
+
 SLOTS = frozenset(name for module in MODULES for name in slot_names(module))
 # These hand on what was there; masks and whole caches among them.
 NO_ARITHMETIC = frozenset(
@@ -64,11 +67,13 @@ class ParityReport:
 
     Attributes:
         bundle: its folder.
-        level: the level that was reached.
+        level: the level that was reached, by all but `not_compared`.
         spec: the program, part by part.
         graph: the saved program run by the interpreter.
         predict: the same by Core ML.
         seconds: how long it took.
+        not_compared: adapters without golden logits, because they came after the export. What they
+            make the program compute is unknown; their slots are filled and emptied like all others.
     """
 
     bundle: Path
@@ -77,6 +82,7 @@ class ParityReport:
     graph: GraphReport | None
     predict: GraphReport | None
     seconds: float
+    not_compared: tuple[str, ...] = ()
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -86,8 +92,13 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether everything is within its limit."""
+        """Whether everything that was compared is within its limit."""
         return not self.findings
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the verification says nothing of, a line each."""
+        return tuple(f"not compared: {name} ({ADDED})" for name in self.not_compared)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -95,6 +106,7 @@ class ParityReport:
             "bundle": self.bundle.name,
             "level": self.level,
             "passed": self.passed,
+            "not_compared": {name: ADDED for name in self.not_compared},
             "spec": self.spec.to_dict(),
             "graph": None if self.graph is None else _json(asdict(self.graph)),
             "predict": None if self.predict is None else _json(asdict(self.predict)),
@@ -120,6 +132,7 @@ class ParityReport:
         lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self.rows()]
         verdict = "passed" if self.passed else "; ".join(self.findings)
         table = "".join(f"<tr>{line}</tr>" for line in lines)
+        verdict = "; ".join([verdict, *self.notes])
         return (
             f"<p><b>{escape(self.bundle.name)}</b>, level {self.level}: {escape(verdict)}</p>"
             f"<table>{table}</table>"
@@ -134,6 +147,9 @@ def verify(
     progress: Progress | None = None,
 ) -> ParityReport:
     """Check a bundle's files, its program, and what the program computes.
+
+    An adapter that an app added to the bundle has no golden logits, and a bundle holds nothing to
+    make them from: the report names it as not compared, and speaks of all the others.
 
     Args:
         bundle: the bundle or its folder.
@@ -255,7 +271,10 @@ def check_bundle(
         predictor = CoreMLPredictor(bundle.package, units)
         predict = _run(predictor, bundle, golden, "predict", progress, False)
     reached: Level = "predict" if predict else "graph" if graph else "spec"
-    return ParityReport(bundle.path, reached, spec, graph, predict, time.monotonic() - begun)
+    asked = {case.adapter for case in golden.cases}
+    added = [name for name in added_adapters(bundle.manifest) if name not in asked]
+    seconds = time.monotonic() - begun
+    return ParityReport(bundle.path, reached, spec, graph, predict, seconds, tuple(added))
 
 
 def _run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,17 @@ def test_a_bundle_without_golden_logits_says_what_it_can_reach(
     assert "export it with --verify graph" in done.err
     done = run("verify", out, "--layers")
     assert done.code == 2 and "export it with --verify graph" in done.err
+
+
+def test_what_was_not_compared_is_told_before_the_figures(whole: Path) -> None:
+    added = "not compared: letter (added after the export)"
+    for level in ("spec", "graph"):
+        report = replace(mp.verify(whole, level), not_compared=("letter",))
+        told = report_text(report).splitlines()
+        assert told[1] == added
+        # The program was run: why not with this one?
+        assert ("nothing to make them from" in told[2]) == (level == "graph")
+    assert "not compared" not in report_text(replace(report, not_compared=()))
 
 
 def test_the_report_counts_what_the_program_has(whole: Path) -> None:

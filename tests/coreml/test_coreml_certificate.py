@@ -19,6 +19,7 @@ from mlx_medphi.coreml.bundle_write import draft_bundle
 from mlx_medphi.coreml.certificate import (
     GOLDEN_FILE,
     PARITY_FILE,
+    added_adapters,
     check_golden,
     read_golden,
     write_golden,
@@ -187,6 +188,75 @@ def test_logits_are_numbers(folder: Path, value: float) -> None:
 
 def test_logits_of_the_bundle_are_accepted(folder: Path, manifest: Manifest) -> None:
     check_golden(read_golden(folder), manifest, folder)
+
+
+def recorded(manifest: Manifest, *adapters: str | None, **changes: Any) -> Manifest:
+    """The manifest of a bundle whose export compared these."""
+    cases = [{"name": f"note-{name or 'base'}", "adapter": name} for name in adapters]
+    verification = Verification("graph", {}, {"cases": cases, **changes})
+    return replace(manifest, medphi=replace(manifest.medphi, verification=verification))
+
+
+def test_an_adapter_that_came_after_the_certificate_needs_no_logits(
+    folder: Path, manifest: Manifest
+) -> None:
+    later = recorded(manifest, None)
+    assert added_adapters(later) == ("soap",)
+    check_golden(Golden((BASE,)), later, folder)
+    assert added_adapters(recorded(manifest, None, "soap")) == ()
+    # Logits that are there are compared, whatever was compared before.
+    check_golden(GOLDEN, later, folder)
+
+
+def functions(manifest: Manifest) -> Manifest:
+    """Adapters built into the package, to which nobody can add one."""
+    ours = manifest.medphi
+    (entry,) = ours.adapters.list
+    entry = replace(entry, functions={"prefill": "prefill_soap", "decode": "decode_soap"})
+    adapters = replace(ours.adapters, mode="functions", list=(entry,))
+    return replace(manifest, medphi=replace(ours, adapters=adapters))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: recorded(manifest, None, "soap"),
+        lambda manifest: recorded(manifest),
+        lambda manifest: recorded(manifest, None, cases=None),
+        lambda manifest: recorded(manifest, None, cases=["note-base"]),
+        lambda manifest: recorded(manifest, None, cases=[{"name": "note-base"}]),
+        lambda manifest: recorded(functions(manifest), None),
+    ],
+)
+def test_an_adapter_that_is_not_known_to_be_later_needs_its_logits(
+    folder: Path, manifest: Manifest, change: Any
+) -> None:
+    text = refused(lambda: check_golden(Golden((BASE,)), change(manifest), folder))
+    assert "does not fit the bundle: there are no logits of soap" in text
+
+
+def test_only_slots_take_an_adapter_later(manifest: Manifest) -> None:
+    later = recorded(manifest, None)
+    for mode in ("functions", "fused", "none"):
+        adapters: Any = replace(later.medphi.adapters, mode=mode)
+        ours = replace(later.medphi, adapters=adapters)
+        assert added_adapters(replace(later, medphi=ours)) == ()
+
+
+def test_a_certificate_has_every_prompt_of_each_adapter_it_names(
+    folder: Path, manifest: Manifest
+) -> None:
+    both = (*GOLDEN.cases, a_case("edge"), a_case("edge", "soap"))
+    for later in (manifest, recorded(manifest, None)):
+        check_golden(Golden(both), later, folder)
+        text = refused(lambda later=later: check_golden(Golden(both[:-1]), later, folder))
+        assert "does not fit the bundle: there is no case edge-soap; export again" in text
+
+
+def test_the_base_always_needs_its_logits(folder: Path, manifest: Manifest) -> None:
+    for golden in (Golden(()), Golden((SOAP,))):
+        text = refused(lambda g=golden: check_golden(g, recorded(manifest, None), folder))
+        assert "there are no logits of the base" in text
 
 
 def remade(case: Case, **prompt: Any) -> Golden:

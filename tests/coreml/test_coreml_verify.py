@@ -217,6 +217,72 @@ def test_logits_that_leave_an_adapter_out_are_no_certificate(bundle: Path) -> No
     assert "there are no logits of" in refused(bundle)
 
 
+@pytest.fixture
+def extended(bundle: Path, base: Path, tmp_path: Path) -> Path:
+    """The bundle with the adapter letter in it, as an app adds one."""
+    letter = make_adapter(tmp_path / "letter.safetensors", base, seed=2)
+    other = export(
+        base, tmp_path / "o.medphi", adapters=[letter], config=settings(bits=8), level="spec"
+    ).path
+    return add(bundle, other, "letter")
+
+
+def add(bundle: Path, other: Path, name: str) -> Path:
+    """Take over an adapter: pack, manifest and sums; the certificate stays as it is."""
+    path = f"adapters/{name}.safetensors"
+    shutil.copyfile(other / path, bundle / path)
+    theirs = json.loads((other / METADATA).read_text())["medphi"]
+    manifest = json.loads((bundle / METADATA).read_text())
+    ours = manifest["medphi"]
+    ours["adapters"]["list"] += [e for e in theirs["adapters"]["list"] if e["name"] == name]
+    ours["adapters"]["list"].sort(key=lambda entry: str(entry["name"]))
+    ours["files"] += [entry for entry in theirs["files"] if entry["path"] == path]
+    ours["files"].sort(key=lambda entry: str(entry["path"]))
+    (bundle / METADATA).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    write_sums(bundle)
+    return bundle
+
+
+@pytest.mark.parametrize("level", ["spec", "graph"])
+def test_an_adapter_added_later_is_named_and_the_rest_is_verified(
+    extended: Path, level: Any
+) -> None:
+    report = verify(extended, level)
+    assert report.passed and report.level == level
+    assert report.not_compared == ("letter",)
+    assert report.notes == ("not compared: letter (added after the export)",)
+    told = report.to_dict()
+    assert told["not_compared"] == {"letter": "added after the export"}
+    assert "not compared: letter (added after the export)" in report._repr_html_()
+    cases = [case.name for case in report.graph.cases] if report.graph else []
+    assert cases == (["note-base", "note-soap"] if level == "graph" else [])
+
+
+def test_a_bundle_as_it_was_exported_has_nothing_left_out(whole: Bundle) -> None:
+    report = verify(whole, "spec")
+    assert report.not_compared == report.notes == ()
+    assert report.to_dict()["not_compared"] == {}
+    assert "not compared" not in report._repr_html_()
+
+
+def test_the_logits_of_exported_adapters_are_due_when_others_came_later(extended: Path) -> None:
+    document = json.loads((extended / PARITY_FILE).read_text())
+    document["cases"] = [case for case in document["cases"] if case["adapter"] is None]
+    (extended / PARITY_FILE).write_text(json.dumps(document))
+    reseal(extended, PARITY_FILE)
+    for level in ("spec", "graph"):
+        text = refused(extended, level)
+        assert "does not fit the bundle: there are no logits of soap; export again" in text
+
+
+def test_a_wrong_program_is_found_beside_an_adapter_added_later(extended: Path) -> None:
+    rewritten(extended, doctor)
+    with pytest.raises(ParityError, match="note-soap: a logit is off by") as caught:
+        verify(extended)
+    assert isinstance(caught.value.report, ParityReport)
+    assert caught.value.report.not_compared == ("letter",)
+
+
 def test_logits_of_another_vocabulary_are_no_certificate(bundle: Path) -> None:
     rewritten(
         bundle, lambda tensors: tensors.update({n: t[:, :-1].copy() for n, t in tensors.items()})

@@ -26,6 +26,7 @@ extension Phi3 {
         progress: (@Sendable (LoadEvent) -> Void)? = nil
     ) async throws -> Phi3 {
         let report = progress ?? { _ in }
+        try OpenedModel.checkPlace(url, backend, options)
         let opened = try await Blocking.run { isCancelled in
             try OpenedModel(url, verify: options.verify) { done, total in
                 if isCancelled() { throw CancellationError() }
@@ -79,6 +80,26 @@ struct OpenedModel: Sendable {
         }
     }
 
+    /// Refuses what can be refused before anything is read.
+    static func checkPlace(
+        _ url: URL, _ backend: BackendChoice, _ options: LoadOptions
+    ) throws(Phi3Error) {
+        if !url.isFileURL {
+            throw .option(
+                ErrorDetails(
+                    place: "the place of the model", found: "an address on a network",
+                    expected: "a file or folder on this device",
+                    advice: "Fetch the bundle with BundleStore first."))
+        }
+        if backend == .coreML, !hasCoreML, !options.allowsSubstitute {
+            throw .modelLoad(
+                ErrorDetails(
+                    place: url.path, found: "a system without Core ML",
+                    expected: "an Apple device, which that backend needs",
+                    advice: "Choose the reference backend here."))
+        }
+    }
+
     /// What the model is, for people.
     func info(_ facts: BackendFacts) -> ModelInfo {
         switch files {
@@ -128,9 +149,6 @@ struct OpenedModel: Sendable {
     }
 
     private func coreML(_ bundle: ModelBundle, _ options: LoadOptions) throws -> any TokenBackend {
-        guard OpenedModel.hasCoreML || options.allowsSubstitute else {
-            throw OpenedModel.noCoreML(bundle.url, "a system without Core ML", "an Apple device")
-        }
         let own = bundle.manifest.medphi.coreml.contextLength
         if let asked = options.context, asked != own {
             throw Phi3Error.option(

@@ -53,7 +53,7 @@ struct CommandRefusalTests {
         ("generate TINY FILE --adapter FILE", 1, "FILE"),
         ("generate TINY BLANK", 1, "no words in it"),
         ("generate TINY BYTES", 1, "bytes that are not UTF-8"),
-        ("generate TINY FILE --backend coreml", 1, "checkpoint"),
+        ("generate TINY FILE --backend coreml", 1, "Core ML"),
         ("generate FILE FILE", 1, "is not a .safetensors file"),
         ("generate CUT FILE", 1, "cut.safetensors"),
         ("generate TINY LONG --no-shorten", 1, "Expected"),

@@ -154,6 +154,18 @@ import Testing
         #expect(FileBytes.kind(of: room["d.medphi"]) == .missing)
     }
 
+    @Test func anAdapterThatWasSavedByItselfIsStillTheBundlesOwn() async throws {
+        let room = try Room()
+        let base = try await Phi3.load(Places.mini, backend: .reference)
+        let own = try await base.applyLoRA("a")
+        try await own.saveLoRA(room["a.safetensors"])
+        let back = try await base.applyLoRA(room["a.safetensors"])
+        try await back.save(room["c.medphi"])
+        #expect(try ModelBundle.open(room["c.medphi"]).adapters.keys.sorted() == ["a", "b"])
+        let single = await problem { try await own.save(room["c.safetensors"]) }
+        #expect(single?.description.contains("NAME.medphi") == true)
+    }
+
     @Test func aBundleWithoutNewAdaptersIsCopiedByteForByte() async throws {
         let room = try Room()
         let own = try room.copy(Places.mini, "b.medphi")

@@ -99,8 +99,10 @@ import Testing
     }
 
     @Test func whatCoreMLCannotRunIsSaid() async throws {
-        let checkpoint = await problem {
-            _ = try await Phi3.load(Places.tiny, backend: .coreML)
+        var substitute = LoadOptions()
+        substitute.allowsSubstitute = true
+        let checkpoint = await problem { [substitute] in
+            _ = try await Phi3.load(Places.tiny, backend: .coreML, options: substitute)
         }
         #expect(checkpoint?.description.contains("Export a bundle") == true)
         #if !canImport(Darwin)
@@ -137,6 +139,17 @@ import Testing
         let weights = facts.memory.bytes(context: 0)
         #expect(throws: Phi3Error.self) { try check(weights).requireFit() }
         #expect(throws: Phi3Error.self) { try check(1000).requireFit() }
+    }
+
+    @Test func whatCannotBeLoadedHereIsSaidBeforeAnythingIsRead() async throws {
+        let address = try #require(URL(string: "https://example.com/notes.medphi"))
+        let remote = await problem { _ = try await Phi3.load(address) }
+        #expect(remote?.description.contains("BundleStore") == true)
+        #if os(Linux)
+            let missing = URL(fileURLWithPath: "/no/such.medphi")
+            let apple = await problem { _ = try await Phi3.load(missing, backend: .coreML) }
+            #expect(apple?.description.contains("without Core ML") == true)
+        #endif
     }
 
     @Test func loadingCanBeCancelled() async throws {

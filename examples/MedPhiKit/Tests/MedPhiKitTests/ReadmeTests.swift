@@ -12,11 +12,11 @@ private enum Shown {
             switch event {
             case .started(let start): print("\(start.leftOutTurns) turns did not fit")
             case .delta(let text, _): print(text, terminator: "")
-            case .finished(let note, let completion): print(note, completion.timings)
+            case .finished(_, let completion): print("\n\(completion)")
             }
         }
-        try await model.save(folder.appendingPathComponent("with-soap.medphi"))
-        try await model.saveLoRA(folder.appendingPathComponent("soap.safetensors"))
+        try await model.save(folder.appendingPathComponent("with-soap.medphi"), replace: true)
+        try await model.saveLoRA(folder.appendingPathComponent("soap.safetensors"), replace: true)
     }
 
     static func printing(_ model: Phi3, _ conversation: Conversation) async throws {

@@ -61,7 +61,9 @@ import Testing
         let result = try await model.generateNote(
             from: words, options: NoteOptions(generation: .init(stopStrings: ["word"]))
         ).result
-        seen += [prompt, words, result, result.note, result.completion] as [any CustomStringConvertible & Sendable]
+        seen +=
+            [prompt, words, result, result.note, result.completion]
+            as [any CustomStringConvertible & Sendable]
         seen.append(ChatMessage(role: .user, content: "secretword"))
         for item in seen { #expect(!"\(item) \(String(reflecting: item))".contains("secret")) }
         // Values inside other values are printed by their descriptions too.
@@ -142,8 +144,9 @@ import Testing
         let tuned = try await base.applyLoRA(.file(Small.file))
         let place = folder["medical_changes.safetensors"]
         try await tuned.saveLoRA(place)
-        #expect(try await base.applyLoRA(.file(place)).activeAdapter?.sha256
-            == tuned.activeAdapter?.sha256)
+        #expect(
+            try await base.applyLoRA(.file(place)).activeAdapter?.sha256
+                == tuned.activeAdapter?.sha256)
         await #expect(throws: Phi3Error.self) { try await tuned.saveLoRA(place) }
         try await tuned.saveLoRA(place, replace: true)
         try await tuned.save(folder["whole"])

@@ -49,7 +49,8 @@ import Testing
     @Test func halfACharacterIsLeftOut() async throws {
         let tokenizer = try Scripts.tokenizer.get()
         let whole = tokenizer.encode("a🙂")
-        let bytes = try #require(tokenizer.encode("🙂").first { tokenizer.decode([$0]) == "\u{FFFD}" })
+        let bytes = try #require(
+            tokenizer.encode("🙂").first { tokenizer.decode([$0]) == "\u{FFFD}" })
         let script = [whole[0], bytes, tokenizer.endID]
         let model = try Scripts.model(ScriptedBackend { ids, _ in script[ids.count - 3] })
         let completion = try await model.respond(to: .ids(prompt))

@@ -69,6 +69,44 @@ private final class Order: Sendable {
         #expect(model.state == .unloaded)
     }
 
+    @Test func leavingTheLoopStopsAStreamThatIsHeld() async throws {
+        let (model, backend) = try Scripts.saying(
+            String(repeating: "again ", count: 20), prompt: prompt)
+        _ = backend.gate(at: 3)
+        let generation = model.generate(.ids(prompt))
+        for try await _ in generation { break }
+        let completion = try await generation.result
+        #expect(completion.stopReason == .cancelled && completion.ids.count <= 2)
+    }
+
+    @Test func textsAreWrittenInTheOrderTheyWereAskedFor() async throws {
+        let (model, backend) = try Scripts.saying("ok", prompt: prompt)
+        let asked = (0..<20).map { model.generate(.ids([Int32($0), 6, 7])) }
+        // Asked for last, it waits for all of them, also for one that is wrong and one that is gone.
+        _ = model.generate(.ids([]))
+        asked[5].cancel()
+        await model.unload()
+        #expect(model.state == .unloaded)
+        for (number, generation) in asked.enumerated() where number != 5 {
+            #expect(try await generation.result.stopReason == .endOfTurn)
+        }
+        let starts: [Int32] = backend.record.withLock { record in
+            record.calls.map(\.ids).filter { $0.count == 3 && $0[0] != 5 }.map { $0[0] }
+        }
+        var expected = Array(Int32(0)..<20)
+        expected.remove(at: 5)
+        #expect(starts == expected)
+    }
+
+    @Test func aModelThatIsWatchedGoesWithItsLastHandle() async throws {
+        var model: Phi3? = try Scripts.saying("ok", prompt: prompt).model
+        let states = try #require(model).states()
+        model = nil
+        var seen = 0
+        for await _ in states { seen += 1 }
+        #expect(seen == 1)
+    }
+
     /// Wherever it is cancelled, the text so far is a beginning of the whole one.
     @Test func cancelledAtAnyMoment() async throws {
         let text = "Temperature 38.5 °C 🙂 since Monday."

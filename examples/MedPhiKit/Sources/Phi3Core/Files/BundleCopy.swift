@@ -45,7 +45,12 @@ extension ModelBundle {
     private func isOwn(_ bound: BoundAdapter) -> Bool {
         guard let adapter = bound.adapter else { return true }
         let place = FileBytes.realPath(of: adapter.url)
-        return adapters.values.contains { FileBytes.realPath(of: $0) == place }
+        if adapters.values.contains(where: { FileBytes.realPath(of: $0) == place }) { return true }
+        // A pack of the bundle that was saved by itself comes back as another file.
+        guard let pack = adapters[bound.id.name], let same = try? Adapter.read(pack) else {
+            return false
+        }
+        return same.effectSHA256 == bound.id.sha256
     }
 
     /// An adapter that may be added, under a name that is free.
@@ -158,6 +163,13 @@ extension ModelBundle {
 
     /// Refuses the bundle itself, what is in it or around it, and to replace what is no bundle.
     private func checkPlace(_ target: URL, _ replace: Bool) throws {
+        if target.pathExtension == "safetensors" {
+            throw Phi3Error.option(
+                ErrorDetails(
+                    place: target.path, found: "the name of a single file",
+                    expected: "a folder NAME.medphi, which is what a bundle is saved as",
+                    advice: "Choose such a name; saveLoRA writes the adapter as a single file."))
+        }
         if FileBytes.overlap(target, url) {
             throw Phi3Error.file(
                 ErrorDetails(

@@ -1,35 +1,70 @@
 import Synchronization
 
-/// Lets one caller in after the other, in the order they asked.
+/// Lets one caller in after the other, in the order they took their tickets.
 ///
 /// An actor alone does not: at each `await` inside it another call may begin.
 final class AsyncMutex: Sendable {
-    private struct Waiter {
-        let number: UInt64
-        let continuation: CheckedContinuation<Void, any Error>
+    /// A place in the line. One that is given up, or that nobody holds any more, holds up nobody.
+    final class Ticket: Sendable {
+        fileprivate let number: UInt64
+        private let line: AsyncMutex
+
+        fileprivate init(_ number: UInt64, _ line: AsyncMutex) {
+            self.number = number
+            self.line = line
+        }
+
+        deinit { giveUp() }
+
+        /// Leaves the line, or the room.
+        func giveUp() { line.giveUp(number) }
     }
 
     private struct State {
-        var isHeld = false
         var next: UInt64 = 0
-        var waiting: [Waiter] = []
-        // Cancelled before they stood in line.
+        // By rising number. Who is inside is the first of them.
+        var line: [UInt64] = []
+        var isHeld = false
+        var waiting: [UInt64: CheckedContinuation<Void, any Error>] = [:]
+        // Cancelled before they waited.
         var cancelled: Set<UInt64> = []
+
+        /// Lets the first in, if the room is free and it stands at the door.
+        mutating func admit() -> CheckedContinuation<Void, any Error>? {
+            guard !isHeld, let first = line.first,
+                let continuation = waiting.removeValue(forKey: first)
+            else { return nil }
+            isHeld = true
+            return continuation
+        }
     }
 
     private let state = Mutex(State())
 
-    /// How many wait.
+    /// How many wait at the door.
     var waitingCount: Int { state.withLock { $0.waiting.count } }
+
+    /// A place at the end of the line.
+    func ticket() -> Ticket {
+        let number = state.withLock { state in
+            state.next += 1
+            state.line.append(state.next)
+            return state.next
+        }
+        return Ticket(number, self)
+    }
 
     /// Runs a body while nobody else does.
     ///
+    /// - Parameter ticket: a place taken before; `nil`: the end of the line.
     /// - Throws: `CancellationError` where the task is cancelled while it waits; what the body throws.
     func withLock<Result>(
-        isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Result
+        _ ticket: Ticket? = nil, isolation: isolated (any Actor)? = #isolation,
+        _ body: () async throws -> Result
     ) async throws -> Result {
-        try await enter()
-        defer { leave() }
+        let ticket = ticket ?? self.ticket()
+        defer { ticket.giveUp() }
+        try await enter(ticket.number)
         return try await body()
     }
 
@@ -37,36 +72,26 @@ final class AsyncMutex: Sendable {
     func withLockUncancelled(
         isolation: isolated (any Actor)? = #isolation, _ body: () async -> Void
     ) async {
+        let ticket = ticket()
+        defer { ticket.giveUp() }
         // Nobody knows this number, so nobody cancels it.
-        let number = ticket()
-        try? await wait(number)
-        defer { leave() }
+        try? await wait(ticket.number)
         await body()
     }
 
-    private func enter(isolation: isolated (any Actor)? = #isolation) async throws {
+    private func enter(
+        _ number: UInt64, isolation: isolated (any Actor)? = #isolation
+    ) async throws {
         try Task.checkCancellation()
-        let number = ticket()
         try await withTaskCancellationHandler {
             try await wait(number)
         } onCancel: {
-            let waiter = state.withLock { state -> Waiter? in
-                guard let place = state.waiting.firstIndex(where: { $0.number == number }) else {
-                    state.cancelled.insert(number)
-                    return nil
-                }
-                return state.waiting.remove(at: place)
+            let continuation = state.withLock { state in
+                let continuation = state.waiting.removeValue(forKey: number)
+                if continuation == nil { state.cancelled.insert(number) }
+                return continuation
             }
-            waiter?.continuation.resume(throwing: CancellationError())
-        }
-        // Cancelled when it was in already: forget that, the body looks for itself.
-        state.withLock { _ = $0.cancelled.remove(number) }
-    }
-
-    private func ticket() -> UInt64 {
-        state.withLock {
-            $0.next += 1
-            return $0.next
+            continuation?.resume(throwing: CancellationError())
         }
     }
 
@@ -75,27 +100,26 @@ final class AsyncMutex: Sendable {
     ) async throws {
         try await withCheckedThrowingContinuation { continuation in
             let outcome: Result<Void, any Error>? = state.withLock { state in
-                if state.cancelled.remove(number) != nil { return .failure(CancellationError()) }
-                if state.isHeld {
-                    state.waiting.append(Waiter(number: number, continuation: continuation))
-                    return nil
+                if state.cancelled.contains(number) { return .failure(CancellationError()) }
+                if !state.isHeld, state.line.first == number {
+                    state.isHeld = true
+                    return .success(())
                 }
-                state.isHeld = true
-                return .success(())
+                state.waiting[number] = continuation
+                return nil
             }
             if let outcome { continuation.resume(with: outcome) }
         }
     }
 
-    private func leave() {
-        let next = state.withLock { state -> Waiter? in
-            if state.waiting.isEmpty {
-                state.isHeld = false
-                return nil
-            }
-            // The lock passes on without being open in between.
-            return state.waiting.removeFirst()
+    private func giveUp(_ number: UInt64) {
+        let next = state.withLock { state -> CheckedContinuation<Void, any Error>? in
+            state.cancelled.remove(number)
+            guard let place = state.line.firstIndex(of: number) else { return nil }
+            state.line.remove(at: place)
+            if place == 0 { state.isHeld = false }
+            return state.admit()
         }
-        next?.continuation.resume()
+        next?.resume()
     }
 }

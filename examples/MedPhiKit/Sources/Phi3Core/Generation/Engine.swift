@@ -60,14 +60,17 @@ actor Engine {
         }
     }
 
-    /// Writes a text; see `GenerationLoop.run`.
+    /// A place in the line, so that texts are written in the order they were asked for.
+    nonisolated func ticket() -> AsyncMutex.Ticket { turns.ticket() }
+
+    /// Writes a text when its turn comes; see `GenerationLoop.run`.
     func generate(
         _ prompt: [Int32], adapter: BoundAdapter?, options: GenerationOptions,
-        emit: (Delta) -> Void
+        ticket: AsyncMutex.Ticket, emit: (Delta) -> Void
     ) async throws -> Completion {
         try options.validate()
         try loop.checkPrompt(prompt)
-        return try await turns.withLock {
+        return try await turns.withLock(ticket) {
             try await ensureLoaded()
             board.post(.generating)
             return try await guarded {

@@ -1,12 +1,14 @@
 /// A text while it is written: iterate over it for its pieces, or wait for its `result`.
 ///
-/// It is being written from the moment it is made. When its reader's task is cancelled, or nobody
-/// holds it any more, the writing stops; what was written until then is the result. Pieces wait for a
-/// slow reader and never hold up the writing. One reader only.
+/// It is written when its turn comes, asked for or not. The writing stops when a loop over it is left,
+/// when the reader's task is cancelled, and when nobody holds it any more; what was written until then
+/// is the result. In a cancelled task the loop ends without an error. Pieces wait for a slow reader and
+/// never hold up the writing. It can be read once.
 public struct Generation: AsyncSequence, Sendable {
     /// Gives the pieces.
     public struct AsyncIterator: AsyncIteratorProtocol {
         var base: AsyncThrowingStream<Delta, any Error>.Iterator
+        let reading: Reading
 
         /// The next piece; `nil` at the end.
         ///
@@ -18,7 +20,8 @@ public struct Generation: AsyncSequence, Sendable {
     private let task: Task<Completion, any Error>
 
     init(
-        _ write: @escaping @Sendable (_ emit: @escaping @Sendable (Delta) -> Void) async throws ->
+        _ write:
+            @escaping @Sendable (_ emit: @escaping @Sendable (Delta) -> Void) async throws ->
             Completion
     ) {
         let (stream, continuation) = AsyncThrowingStream.makeStream(of: Delta.self)
@@ -39,7 +42,9 @@ public struct Generation: AsyncSequence, Sendable {
 
     /// Starts reading.
     public func makeAsyncIterator() -> AsyncIterator {
-        AsyncIterator(base: stream.makeAsyncIterator())
+        let task = task
+        return AsyncIterator(
+            base: stream.makeAsyncIterator(), reading: Reading { task.cancel() })
     }
 
     /// The finished text, also where it was cancelled.
@@ -57,4 +62,13 @@ public struct Generation: AsyncSequence, Sendable {
 
     /// Stops the writing after the token it is at.
     public func cancel() { task.cancel() }
+}
+
+/// Somebody who reads: when the loop is left, this goes, and what was being written stops.
+final class Reading: Sendable {
+    private let stop: @Sendable () -> Void
+
+    init(_ stop: @escaping @Sendable () -> Void) { self.stop = stop }
+
+    deinit { stop() }
 }

@@ -54,7 +54,7 @@ public enum NoteEvent: Sendable, Equatable, CustomStringConvertible {
     case started(NoteStart)
     /// A piece of the note; the pieces join to its text.
     case delta(String, NoteSection)
-    /// The note, and how it came about.
+    /// The note, and how it came about; the last event, which only a cancelled reader does not get.
     case finished(ClinicalNote, Completion)
 
     /// What happened, without the words.
@@ -72,6 +72,7 @@ public struct NoteStream: AsyncSequence, Sendable {
     /// Gives the events.
     public struct AsyncIterator: AsyncIteratorProtocol {
         var base: AsyncThrowingStream<NoteEvent, any Error>.Iterator
+        let reading: Reading
 
         /// The next event; `nil` at the end.
         ///
@@ -96,7 +97,8 @@ public struct NoteStream: AsyncSequence, Sendable {
     private let task: Task<Result, any Error>
 
     init(
-        _ write: @escaping @Sendable (_ emit: @escaping @Sendable (NoteEvent) -> Void) async throws
+        _ write:
+            @escaping @Sendable (_ emit: @escaping @Sendable (NoteEvent) -> Void) async throws
             -> Result
     ) {
         let (stream, continuation) = AsyncThrowingStream.makeStream(of: NoteEvent.self)
@@ -118,7 +120,9 @@ public struct NoteStream: AsyncSequence, Sendable {
 
     /// Starts reading.
     public func makeAsyncIterator() -> AsyncIterator {
-        AsyncIterator(base: stream.makeAsyncIterator())
+        let task = task
+        return AsyncIterator(
+            base: stream.makeAsyncIterator(), reading: Reading { task.cancel() })
     }
 
     /// The finished note, also where it was cancelled: then it is what was written until then.

@@ -7,7 +7,7 @@ import Foundation
 ///
 /// ```swift
 /// let base = try await Phi3.load(bundleURL)
-/// let model = try await base.applyLoRA("medical_changes.safetensors")
+/// let model = try await base.applyLoRA("soap")  // an adapter of the bundle, or .file(url)
 /// for try await event in model.generateNote(from: conversation) {
 ///     if case .delta(let text, _) = event { print(text, terminator: "") }
 /// }
@@ -81,7 +81,14 @@ public struct Phi3: Sendable {
     /// What it is doing.
     public var state: ModelState { engine.board.state }
 
-    /// What it is doing now and from now on.
+    /// What it is doing now and from now on; the stream ends when nobody holds the model any more.
+    ///
+    /// A task that uses the model itself holds it. To watch without holding, take the stream first:
+    ///
+    /// ```swift
+    /// let states = model.states()
+    /// Task { for await state in states { show(state) } }
+    /// ```
     public func states() -> AsyncStream<ModelState> { engine.board.states() }
 
     /// Whether it fits into memory.

@@ -11,6 +11,23 @@ public enum AdapterSource: Sendable, Equatable, ExpressibleByStringLiteral {
     public init(stringLiteral value: String) { self = .named(value) }
 }
 
+extension Phi3 {
+    /// The same with a name in the bundle, or a path.
+    @_disfavoredOverload
+    public func applyLoRA(
+        _ name: String, options: AdapterOptions = AdapterOptions()
+    ) async throws -> Phi3 {
+        try await applyLoRA(.named(name), options: options)
+    }
+
+    /// The same with a file or a folder.
+    public func applyLoRA(
+        _ url: URL, options: AdapterOptions = AdapterOptions()
+    ) async throws -> Phi3 {
+        try await applyLoRA(.file(url), options: options)
+    }
+}
+
 extension BoundAdapter {
     /// An adapter from a file that was checked against the model.
     ///

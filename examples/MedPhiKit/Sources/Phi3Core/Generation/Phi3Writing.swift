@@ -8,9 +8,12 @@ extension Phi3 {
     /// - Returns: the text while it is written; errors come when it is read.
     public func generate(_ prompt: Prompt, _ options: GenerationOptions = .init()) -> Generation {
         let (engine, adapter) = (engine, adapter)
+        let ticket = engine.ticket()
         return Generation { emit in
+            defer { ticket.giveUp() }
             let ids = try Phi3.ids(of: prompt, engine.tokenizer)
-            return try await engine.generate(ids, adapter: adapter, options: options, emit: emit)
+            return try await engine.generate(
+                ids, adapter: adapter, options: options, ticket: ticket, emit: emit)
         }
     }
 
@@ -34,7 +37,9 @@ extension Phi3 {
         from conversation: Conversation, section: String? = nil, options: NoteOptions = .init()
     ) -> NoteStream {
         let model = self
+        let ticket = engine.ticket()
         return NoteStream { emit in
+            defer { ticket.giveUp() }
             var writing = options.generation
             writing.maxTokens =
                 writing.maxTokens
@@ -48,7 +53,7 @@ extension Phi3 {
             let part = NoteSection(name: section)
             var note = NoteText()
             let completion = try await model.engine.generate(
-                prompt.ids, adapter: model.adapter, options: writing
+                prompt.ids, adapter: model.adapter, options: writing, ticket: ticket
             ) { delta in
                 let piece = note.push(delta.text)
                 if !piece.isEmpty { emit(.delta(piece, part)) }
@@ -98,7 +103,8 @@ extension Phi3 {
                     place: "the conversation",
                     found: "\(counted(prompt.leftOutTurns, "turn")) and "
                         + "\(counted(prompt.leftOutWords, "word")) of others do not fit",
-                    expected: "a context of \(contextLength) tokens, \(longest) of them for the note",
+                    expected:
+                        "a context of \(contextLength) tokens, \(longest) of them for the note",
                     advice: "Allow shortening or fewer tokens for the note, or export the model "
                         + "with a longer context."))
         }

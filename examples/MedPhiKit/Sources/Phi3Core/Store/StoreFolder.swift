@@ -91,7 +91,8 @@ struct StoreFolder: Sendable {
         throw Phi3Error.file(
             ErrorDetails(
                 place: current.path, found: "something that no store installed",
-                expected: "nothing, or a bundle", advice: "Move it away, or choose another folder."))
+                expected: "nothing, or a bundle", advice: "Move it away, or choose another folder.")
+        )
     }
 
     /// Remembers that what is in use was put there by a store.
