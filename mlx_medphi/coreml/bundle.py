@@ -8,8 +8,7 @@ from html import escape
 from pathlib import Path
 
 from mlx_medphi.coreml.bundle_text import readable, stored_as, verified_as
-from mlx_medphi.coreml.certificate import added_adapters
-from mlx_medphi.coreml.manifest import METADATA, PARITY, SUMS, Manifest
+from mlx_medphi.coreml.manifest import METADATA, PARITY, SUMS, Manifest, added_adapters
 from mlx_medphi.coreml.manifest_read import read_manifest
 from mlx_medphi.coreml.sums import Progress, differing, read_sums
 from mlx_medphi.errors import BundleError, capped

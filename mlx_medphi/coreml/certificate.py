@@ -10,7 +10,6 @@ An app reads the same ids on its device and compares.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mlx_medphi.coreml.golden import Case, Golden, Prompt
-from mlx_medphi.coreml.manifest import Manifest
+from mlx_medphi.coreml.manifest import Manifest, added_adapters
 from mlx_medphi.coreml.parity import LIMITS
 from mlx_medphi.errors import BundleError, capped
 from mlx_medphi.files import atomic_path, write_json
@@ -29,7 +28,6 @@ from mlx_medphi.model.shards import Piece, TensorSpec, header_bytes, write_piece
 __all__ = [
     "GOLDEN_FILE",
     "PARITY_FILE",
-    "added_adapters",
     "check_golden",
     "read_golden",
     "write_golden",
@@ -112,25 +110,6 @@ def _case(entry: dict[str, Any], tensors: dict[str, Any]) -> Case:
     if not ids or min(*ids, *continuation, *rows, 0) < 0 or not np.isfinite(logits).all():
         raise ValueError(f"case {entry['name']}")
     return case
-
-
-def added_adapters(manifest: Manifest) -> tuple[str, ...]:
-    """The adapters that an app put into a bundle's slots after it was compared with MLX.
-
-    The manifest keeps what was compared then, and who adds an adapter leaves that as it is. A
-    manifest that does not name what was compared has no added adapters: each must have its logits.
-    """
-    graph = manifest.medphi.verification.graph
-    cases = graph.get("cases") if graph is not None else None
-    if manifest.medphi.adapters.mode != "slots" or not isinstance(cases, (list, tuple)):
-        return ()
-    if not all(isinstance(case, Mapping) and "adapter" in case for case in cases):
-        return ()
-    compared = [case["adapter"] for case in cases]
-    if None not in compared:
-        return ()
-    entries = manifest.medphi.adapters.list
-    return tuple(e.name for e in entries if e.name not in compared and not e.functions)
 
 
 def check_golden(golden: Golden, manifest: Manifest, directory: Path) -> None:

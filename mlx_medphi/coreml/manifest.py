@@ -20,7 +20,7 @@ __all__ = [
     "SCHEMA", "SUMS", "TEMPLATE", "TOKENIZER", "VECTORS",
     "AdapterEntry", "Adapters", "Assets", "ChatFormat", "Compilation", "FileEntry", "Generation",
     "Language", "Level", "Manifest", "MedPhi", "Source", "TokenizerFacts", "Verification",
-    "json_text", "plain",
+    "added_adapters", "json_text", "plain",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -211,3 +211,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def added_adapters(manifest: Manifest) -> tuple[str, ...]:
+    """The adapters that an app put into a bundle's slots after it was compared with MLX.
+
+    The manifest keeps what was compared then, and who adds an adapter leaves that as it is. A
+    manifest that does not name what was compared has no added adapters: each must have its logits.
+    """
+    graph = manifest.medphi.verification.graph
+    cases = graph.get("cases") if graph is not None else None
+    if manifest.medphi.adapters.mode != "slots" or not isinstance(cases, (list, tuple)):
+        return ()
+    if not all(isinstance(case, Mapping) and "adapter" in case for case in cases):
+        return ()
+    compared = [case["adapter"] for case in cases]
+    if None not in compared:
+        return ()
+    entries = manifest.medphi.adapters.list
+    return tuple(e.name for e in entries if e.name not in compared and not e.functions)

@@ -18,11 +18,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mlx_medphi.coreml.bundle import Bundle, open_bundle
-from mlx_medphi.coreml.certificate import added_adapters, check_golden, read_golden
+from mlx_medphi.coreml.certificate import check_golden, read_golden
 from mlx_medphi.coreml.golden import Golden
 from mlx_medphi.coreml.interpreter import Interpreter
 from mlx_medphi.coreml.lints import Expected, SpecReport, check_spec
-from mlx_medphi.coreml.manifest import DECODE, MASK_VALUE, METADATA, PREFILL, Manifest, plain
+from mlx_medphi.coreml.manifest import (
+    DECODE,
+    MASK_VALUE,
+    METADATA,
+    PREFILL,
+    Manifest,
+    added_adapters,
+    plain,
+)
 from mlx_medphi.coreml.manifest_build import generation_facts, tokenizer_facts
 from mlx_medphi.coreml.package_file import Package, open_package
 from mlx_medphi.coreml.parity import GraphReport, Variant, measure

@@ -19,13 +19,12 @@ from mlx_medphi.coreml.bundle_write import draft_bundle
 from mlx_medphi.coreml.certificate import (
     GOLDEN_FILE,
     PARITY_FILE,
-    added_adapters,
     check_golden,
     read_golden,
     write_golden,
 )
 from mlx_medphi.coreml.golden import Case, Golden, Prompt
-from mlx_medphi.coreml.manifest import Manifest, Verification
+from mlx_medphi.coreml.manifest import Manifest, Verification, added_adapters
 from mlx_medphi.coreml.parity import LIMITS
 from mlx_medphi.errors import BundleError
 from mlx_medphi.files import read_safetensors_header
