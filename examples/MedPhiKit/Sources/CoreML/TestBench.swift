@@ -31,6 +31,8 @@ public final class TestBench: Sendable {
         public var predictionDelay: UInt32 = 0
         /// Nanoseconds that compiling takes.
         public var compileDelay: UInt64 = 0
+        /// Waited for before anything is compiled.
+        public var onCompilation: (@Sendable () async -> Void)?
         /// Called before each prediction computes.
         public var onPrediction: (@Sendable (Call) -> Void)?
     }
@@ -86,6 +88,7 @@ public final class TestBench: Sendable {
             contents.compilations += 1
             return contents.faults
         }
+        await faults.onCompilation?()
         if faults.compileDelay > 0 { try await Task.sleep(nanoseconds: faults.compileDelay) }
         if faults.compileFails { throw failure(3, "compiling fails on purpose") }
     }

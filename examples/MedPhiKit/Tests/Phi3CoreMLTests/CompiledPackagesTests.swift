@@ -91,7 +91,8 @@
 
         @Test func aCancelledCallerLeavesTheCompilationToTheNext() async throws {
             let rig = try Rig(small)
-            rig.bench.faults.compileDelay = 1_000_000_000
+            let (gate, opening) = AsyncStream.makeStream(of: Void.self)
+            rig.bench.faults.onCompilation = { for await _ in gate {} }
             let caller = Task { try await rig.backend.load { _ in } }
             while rig.bench.compilations == 0 { try await Task.sleep(nanoseconds: 1_000_000) }
             let next = Task { try await rig.backend.load { _ in } }
@@ -99,6 +100,7 @@
             await #expect(throws: CancellationError.self) { try await caller.value }
             // It did not wait: nothing is there yet.
             #expect(FileBytes.kind(of: rig.folder["compiled"]) == .missing)
+            opening.finish()
             try await next.value
             #expect(rig.bench.compilations == 1)
             #expect(try entries(rig).count == 1)
