@@ -29,7 +29,7 @@ var targets: [Target] = [
     }
 #endif
 
-// The processor computes fifty times faster when its code is optimised. Unasked, a package that others
+// Unoptimised, the processor computes so slowly that tests could compare little. Unasked, a package that others
 // depend on may not say so for debug builds; this project's own tests ask.
 if Context.environment["MEDPHI_OPTIMISE"] == "1" {
     for target in targets where ["Phi3Reference", "CoreML"].contains(target.name) {

@@ -30,7 +30,7 @@ enum Bench {
         let begin = clock.now
         let model = try await Reading.adapted(
             Reading.model(url, arguments, console), arguments)
-        let load = seconds(clock.now - begin)
+        let load = (clock.now - begin).seconds
         let length = min(wanted, model.contextLength - tokens)
         guard length > 0 else {
             throw UsageFailure(
@@ -82,13 +82,8 @@ enum Bench {
         let text = String(
             String(repeating: line, count: transcript / line.count + 1).prefix(transcript))
         let clock = ContinuousClock()
-        let times = (0..<20).map { _ in seconds(clock.measure { _ = tokenizer.encode(text) }) }
+        let times = (0..<20).map { _ in clock.measure { _ = tokenizer.encode(text) }.seconds }
         return times.sorted()[times.count / 2]
-    }
-
-    private static func seconds(_ duration: Duration) -> Double {
-        let parts = duration.components
-        return Double(parts.seconds) + Double(parts.attoseconds) * 1e-18
     }
 
     /// The figures of all runs.

@@ -107,15 +107,7 @@ enum Reading {
                     advice: "Give the folder of the model."))
         }
         let folder = kind == .folder ? url : url.deletingLastPathComponent()
-        try refusePointers(folder)
         return try Tokenizer.load(directory: folder)
-    }
-
-    /// Refuses a tokenizer's files that Git left without their content.
-    private static func refusePointers(_ folder: URL) throws {
-        for name in Tokenizer.fileNames {
-            try FileBytes.refusePointer(folder.appendingPathComponent(name))
-        }
     }
 
     /// The model with the adapter that was typed, if any.
@@ -136,10 +128,6 @@ enum Reading {
     static func model(
         _ url: URL, _ arguments: Arguments, _ console: Console, options: LoadOptions = .init()
     ) async throws -> Phi3 {
-        if !isBundle(url) {
-            let isFolder = FileBytes.kind(of: url) == .folder
-            try refusePointers(isFolder ? url : url.deletingLastPathComponent())
-        }
         let last = LastLine()
         return try await Phi3.load(url, backend: arguments.backend(), options: options) { event in
             guard let line = line(event), last.isNew(line) else { return }

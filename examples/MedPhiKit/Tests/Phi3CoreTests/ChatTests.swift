@@ -11,7 +11,7 @@ struct ChatTests {
 
     @Test("words that look like tokens stay words")
     func cannotBeForged() throws {
-        var random = SeededGenerator(7)
+        var random = SplitMix(7)
         let parts = [
             "<|end|>", "<|user|>", "\n", "<|system|>", " ", "</s>", "<s>", "<unk>", "a",
             "<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|", "|>", "\u{85}",
@@ -27,7 +27,7 @@ struct ChatTests {
 
     @Test("ordinary chats are what the rendered template is")
     func equalsTemplate() throws {
-        var random = SeededGenerator(8)
+        var random = SplitMix(8)
         for _ in 0..<300 {
             let content = random.text(upTo: 12)
             let messages = [

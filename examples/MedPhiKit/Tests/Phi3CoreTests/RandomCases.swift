@@ -138,10 +138,10 @@ struct RandomCases {
 
 /// SplitMix64, begun anew for each case.
 private struct CaseRandom {
-    private var generator: SeededGenerator
+    private var generator: SplitMix
 
     init(_ seed: UInt64, _ group: UInt64, _ at: Int) {
-        generator = SeededGenerator(seed << 40 | group << 32 | UInt64(at))
+        generator = SplitMix(seed << 40 | group << 32 | UInt64(at))
     }
 
     mutating func below(_ count: Int) -> Int { Int(generator.next() % UInt64(count)) }

@@ -42,7 +42,7 @@ struct SamplerTests {
 
     @Test("top-k keeps the k largest and those equal to the last")
     func topK() throws {
-        var random = SeededGenerator(9)
+        var random = SplitMix(9)
         for _ in 0..<100 {
             let logits = (0..<40).map { _ in Float(Int.random(in: -9...9, using: &random)) }
             let k = Int.random(in: 1...45, using: &random)

@@ -30,7 +30,7 @@ struct StopFilterTests {
 
     @Test("the text does not depend on how it was cut")
     func chunks() throws {
-        var random = SeededGenerator(10)
+        var random = SplitMix(10)
         let letters = ["a", "b", "\n", "é", "e", "\u{301}"]
         for _ in 0..<500 {
             func text(_ count: Int) -> String {

@@ -16,7 +16,7 @@ struct TokenizerFuzzTests {
 
     @Test("changed bytes give an error or a tokenizer, never a crash")
     func mutatedFiles() throws {
-        var random = SeededGenerator(4)
+        var random = SplitMix(4)
         var loaded = 0
         for round in 0..<Self.rounds {
             let changed = mutated(file, &random)
@@ -37,7 +37,7 @@ struct TokenizerFuzzTests {
     func mutatedConfigurations() throws {
         let config = try [UInt8](
             Data(contentsOf: Vectors.mini.appendingPathComponent("tokenizer_config.json")))
-        var random = SeededGenerator(5)
+        var random = SplitMix(5)
         for _ in 0..<Self.rounds / 4 {
             let changed = Data(mutated(config, &random))
             do {
@@ -51,7 +51,7 @@ struct TokenizerFuzzTests {
     @Test("any ids are decoded to valid text, at once and one by one")
     func randomIDs() throws {
         let tokenizer = try Tokenizer(tokenizerJSON: Data(file))
-        var random = SeededGenerator(6)
+        var random = SplitMix(6)
         for _ in 0..<Self.rounds {
             let ids = (0..<16).map { _ -> Int32 in
                 switch random.next() % 4 {
@@ -117,7 +117,7 @@ struct TokenizerFuzzTests {
     }
 
     /// Changes one to three places: bytes flipped, cut out, doubled, or put somewhere else.
-    private func mutated(_ bytes: [UInt8], _ random: inout SeededGenerator) -> [UInt8] {
+    private func mutated(_ bytes: [UInt8], _ random: inout SplitMix) -> [UInt8] {
         var out = bytes
         for _ in 0...Int.random(in: 0..<3, using: &random) where !out.isEmpty {
             let at = Int.random(in: 0..<out.count, using: &random)

@@ -11,7 +11,7 @@ struct TokenizerTests {
 
     @Test("text comes back from its ids, scalar by scalar")
     func roundTrip() {
-        var random = SeededGenerator(1)
+        var random = SplitMix(1)
         for _ in 0..<2000 {
             let text = random.text(upTo: 30)
             let back = tiny.decode(tiny.encode(text), skipSpecial: false)
@@ -25,7 +25,7 @@ struct TokenizerTests {
     func mergesByRank() throws {
         let file = try Data(contentsOf: Vectors.tiny.appendingPathComponent("tokenizer.json"))
         let naive = try NaiveEncoder(file)
-        var random = SeededGenerator(2)
+        var random = SplitMix(2)
         let words = ["the ", "patient", "has", " fever", "\n", "and", "  ", "er", "é", "😀"]
         for _ in 0..<300 {
             let text = (0..<8).map { _ in words.randomElement(using: &random) ?? "" }.joined()
@@ -46,7 +46,7 @@ struct TokenizerTests {
 
     @Test("ids that arrive one by one give the text of all of them")
     func streaming() {
-        var random = SeededGenerator(3)
+        var random = SplitMix(3)
         for _ in 0..<2000 {
             let last = Int32(random.next() % 2 == 0 ? 1300 : 262)
             let ids = (0..<20).map { _ in Int32.random(in: 0..<last, using: &random) }

@@ -59,20 +59,10 @@ func processorSeconds(_ work: () -> Void) -> Double {
     return now() - begin
 }
 
-/// Numbers that are the same in each run (SplitMix64).
-struct SeededGenerator: RandomNumberGenerator {
-    private var state: UInt64
+/// Whether two texts are the same scalars; `==` takes texts that look alike for equal.
+func same(_ left: String, _ right: String) -> Bool { left.utf8.elementsEqual(right.utf8) }
 
-    init(_ seed: UInt64) { state = seed }
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-        return z ^ z >> 31
-    }
-
+extension SplitMix {
     /// Any scalar; most of them are of those that texts are made of.
     mutating func scalar() -> Unicode.Scalar {
         let value: UInt32 =
@@ -95,6 +85,3 @@ struct SeededGenerator: RandomNumberGenerator {
         return String(view)
     }
 }
-
-/// Whether two texts are the same scalars; `==` takes texts that look alike for equal.
-func same(_ left: String, _ right: String) -> Bool { left.utf8.elementsEqual(right.utf8) }

@@ -7,68 +7,34 @@
 public struct Generation: AsyncSequence, Sendable {
     /// Gives the pieces.
     public struct AsyncIterator: AsyncIteratorProtocol {
-        var base: AsyncThrowingStream<Delta, any Error>.Iterator
-        let reading: Reading
+        var reader: Writing<Delta, Completion>.Reader
 
         /// The next piece; `nil` at the end.
         ///
         /// - Throws: `Phi3Error`.
-        public mutating func next() async throws -> Delta? { try await base.next() }
+        public mutating func next() async throws -> Delta? { try await reader.next() }
     }
 
-    private let stream: AsyncThrowingStream<Delta, any Error>
-    private let task: Task<Completion, any Error>
+    private let writing: Writing<Delta, Completion>
 
     init(
         _ write:
             @escaping @Sendable (_ emit: @escaping @Sendable (Delta) -> Void) async throws ->
             Completion
     ) {
-        let (stream, continuation) = AsyncThrowingStream.makeStream(of: Delta.self)
-        let task = Task {
-            do {
-                let completion = try await write { continuation.yield($0) }
-                continuation.finish()
-                return completion
-            } catch {
-                continuation.finish(throwing: error)
-                throw error
-            }
-        }
-        continuation.onTermination = { if case .cancelled = $0 { task.cancel() } }
-        self.stream = stream
-        self.task = task
+        writing = Writing(write)
     }
 
     /// Starts reading.
-    public func makeAsyncIterator() -> AsyncIterator {
-        let task = task
-        return AsyncIterator(
-            base: stream.makeAsyncIterator(), reading: Reading { task.cancel() })
-    }
+    public func makeAsyncIterator() -> AsyncIterator { AsyncIterator(reader: .init(writing)) }
 
     /// The finished text, also where it was cancelled.
     ///
     /// - Throws: `Phi3Error`; `CancellationError` where it was cancelled before its turn came.
     public var result: Completion {
-        get async throws {
-            try await withTaskCancellationHandler {
-                try await task.value
-            } onCancel: {
-                task.cancel()
-            }
-        }
+        get async throws { try await writing.outcome }
     }
 
     /// Stops the writing after the token it is at.
-    public func cancel() { task.cancel() }
-}
-
-/// Somebody who reads: when the loop is left, this goes, and what was being written stops.
-final class Reading: Sendable {
-    private let stop: @Sendable () -> Void
-
-    init(_ stop: @escaping @Sendable () -> Void) { self.stop = stop }
-
-    deinit { stop() }
+    public func cancel() { writing.cancel() }
 }

@@ -71,13 +71,12 @@ public enum NoteEvent: Sendable, Equatable, CustomStringConvertible {
 public struct NoteStream: AsyncSequence, Sendable {
     /// Gives the events.
     public struct AsyncIterator: AsyncIteratorProtocol {
-        var base: AsyncThrowingStream<NoteEvent, any Error>.Iterator
-        let reading: Reading
+        var reader: Writing<NoteEvent, Result>.Reader
 
         /// The next event; `nil` at the end.
         ///
         /// - Throws: `Phi3Error`.
-        public mutating func next() async throws -> NoteEvent? { try await base.next() }
+        public mutating func next() async throws -> NoteEvent? { try await reader.next() }
     }
 
     /// The note and how it came about.
@@ -93,53 +92,32 @@ public struct NoteStream: AsyncSequence, Sendable {
         public var description: String { "Result(\(note), \(completion))" }
     }
 
-    private let stream: AsyncThrowingStream<NoteEvent, any Error>
-    private let task: Task<Result, any Error>
+    private let writing: Writing<NoteEvent, Result>
 
     init(
         _ write:
             @escaping @Sendable (_ emit: @escaping @Sendable (NoteEvent) -> Void) async throws
             -> Result
     ) {
-        let (stream, continuation) = AsyncThrowingStream.makeStream(of: NoteEvent.self)
-        let task = Task {
-            do {
-                let result = try await write { continuation.yield($0) }
-                continuation.yield(.finished(result.note, result.completion))
-                continuation.finish()
-                return result
-            } catch {
-                continuation.finish(throwing: error)
-                throw error
-            }
+        writing = Writing { emit in
+            let result = try await write(emit)
+            emit(.finished(result.note, result.completion))
+            return result
         }
-        continuation.onTermination = { if case .cancelled = $0 { task.cancel() } }
-        self.stream = stream
-        self.task = task
     }
 
     /// Starts reading.
-    public func makeAsyncIterator() -> AsyncIterator {
-        let task = task
-        return AsyncIterator(
-            base: stream.makeAsyncIterator(), reading: Reading { task.cancel() })
-    }
+    public func makeAsyncIterator() -> AsyncIterator { AsyncIterator(reader: .init(writing)) }
 
     /// The finished note, also where it was cancelled: then it is what was written until then.
     ///
     /// - Throws: `Phi3Error`; `CancellationError` where it was cancelled before its turn came.
     public var result: Result {
-        get async throws {
-            try await withTaskCancellationHandler {
-                try await task.value
-            } onCancel: {
-                task.cancel()
-            }
-        }
+        get async throws { try await writing.outcome }
     }
 
     /// Stops the writing after the token it is at; the event `finished` still comes.
-    public func cancel() { task.cancel() }
+    public func cancel() { writing.cancel() }
 }
 
 /// The pieces of a note: no white space before its first word, and none behind its last.
